@@ -1,0 +1,1 @@
+"""One file an event loop: the only ones that name it."""

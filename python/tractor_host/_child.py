@@ -1,0 +1,347 @@
+"""The worker's side: from its first line of Python to its last. Every backend ends up in `main`.
+
+It is imported by every worker, so it imports nothing that it can do without.
+"""
+
+from __future__ import annotations
+
+import _pickle as pickle
+import _thread
+import sys
+
+from tractor_host import _native
+from tractor_host._errors import Cancelled
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Message = dict[str, Any]
+
+#: What `cancel` does while a target runs; whoever runs the target sets it.
+_canceller: Callable[[], object] | None = None
+_cancelled = False
+#: For the one that sets `_canceller` and the one that calls it.
+_lock = _thread.allocate_lock()
+
+
+def main() -> None:
+    """Does what this interpreter was asked to do and tells how that went.
+
+    In a process it does not return; in a subinterpreter its thread ends the interpreter afterwards.
+    """
+    spec = _native.child_spec()
+    is_process = spec["wall"] != "subint"
+    code = 1
+    try:
+        _prepare(spec)
+        code = _work(spec)
+        _wind_up(is_process)
+    finally:
+        # However it comes to that: a process must not run on into what it was forked from.
+        if is_process:
+            _native.child_leave(code)
+
+
+def exec_main() -> None:
+    """`main` for a process that was started afresh."""
+    _native.child_enter()
+    main()
+
+
+def cancel() -> bool:
+    """Asks the running target to stop; called by the supervisor on a thread of its own.
+
+    Returns:
+        Whether that was all. False: raise `Cancelled` in the target's thread.
+    """
+    global _cancelled
+    with _lock:
+        first, _cancelled = not _cancelled, True
+        canceller = _canceller
+    if not first or canceller is None:
+        return True
+    return canceller() is not False
+
+
+def set_canceller(canceller: Callable[[], object] | None) -> None:
+    """Says what `cancel` is to do from now on. A cancellation that came before is made up for."""
+    global _canceller
+    with _lock:
+        _canceller = canceller
+        late = _cancelled
+    if late and canceller is not None:
+        canceller()
+
+
+def was_cancelled() -> bool:
+    """Whether the supervisor has asked this worker to stop."""
+    return _cancelled
+
+
+# -- before the target -------------------------------------------------------------------------------
+
+
+def _prepare(spec: dict[str, Any]) -> None:
+    wall = spec["wall"]
+    if wall == "subint":
+        _open_stdio(_native.child_stdio())
+    else:
+        if wall == "fork":
+            _leave_the_parent_behind(spec["env"])
+        _prepare_process()
+    if wall != "fork":
+        sys.argv = list(map(_fs_decode, spec["argv"]))
+    if wall == "exec":
+        sys.path[:] = map(_fs_decode, spec["path"])
+
+
+def _leave_the_parent_behind(env: list[list[str]] | None) -> None:
+    """Drops what a forked copy of the parent's interpreter must not do in its stead."""
+    import atexit
+    import os
+    import signal
+
+    atexit._clear()
+    signal.set_wakeup_fd(-1)
+    # The parent's buffers may hold what the parent is going to write itself.
+    _abandoned_streams.extend([sys.stdin, sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__])
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
+    _open_stdio([1, 2], closefd=False)
+    if env is not None:
+        os.environ.clear()
+        os.environ.update({_fs_decode(key): _fs_decode(value) for key, value in env})
+
+
+#: Streams that must not be flushed, which is what their end would do.
+_abandoned_streams: list[object] = []
+
+
+def _prepare_process() -> None:
+    import faulthandler
+    import os
+    import signal
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(_cancel_signal(), _on_cancel_signal)
+    # A copy of fd 2 as it is during the boot: the supervisor's record, which it reads when we crash.
+    faulthandler.disable()
+    faulthandler.enable(os.dup(2))
+
+
+def _cancel_signal() -> int:
+    import signal
+
+    return int(signal.SIGRTMIN) + 12
+
+
+def _on_cancel_signal(number: int, frame: object) -> None:
+    # Late ones, for a target that is over, are of no use to anyone.
+    if _canceller is not None:
+        raise Cancelled
+
+
+def _open_stdio(fds: list[int] | None, *, closefd: bool = True) -> None:
+    if fds is None:
+        return
+    stdout, stderr = fds
+    encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
+    sys.stdout = sys.__stdout__ = open(stdout, "w", encoding=encoding, errors="surrogateescape", closefd=closefd)
+    sys.stderr = sys.__stderr__ = open(
+        stderr, "w", encoding=encoding, errors="backslashreplace", buffering=1, closefd=closefd
+    )
+    if sys.stdout.isatty():
+        sys.stdout.reconfigure(line_buffering=True)
+
+
+def _fs_decode(text: str) -> str:
+    return text.encode("latin-1").decode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+# -- the target --------------------------------------------------------------------------------------
+
+
+def _work(spec: dict[str, Any]) -> int:
+    """Runs the target and reports. Returns the exit code that a process should leave with."""
+    booted = False
+    try:
+        target, args, kwargs = _load(spec)
+        run = _runner(spec, target)
+        _native.child_send({"type": "started"}, b"")
+        booted = True
+        value = run(target, args, kwargs)
+        payload = _dump(value)
+    except Cancelled as error:
+        if not _cancelled:
+            return _report_raised(error, boot=not booted)
+        _native.child_send({"type": "cancelled"}, b"")
+        return 0
+    except SystemExit as error:
+        code = _exit_code(error)
+        _native.child_send({"type": "exited", "code": code}, b"")
+        return code
+    except BaseException as error:
+        return _report_raised(error, boot=not booted)
+    finally:
+        set_canceller(None)
+    _native.child_send({"type": "returned"}, payload)
+    return 0
+
+
+def _load(spec: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    if spec["main"] is not None:
+        _make_main(*spec["main"])
+    kind, reference, args, kwargs = pickle.loads(_native.child_payload())
+    if kind == "name":
+        return _find(reference), args, kwargs
+    if kind == "source":
+        return _SourceTarget(*reference), args, kwargs
+    return reference, args, kwargs
+
+
+def _find(name: str) -> Any:
+    """The object at `module:qualname`."""
+    module, _, path = name.partition(":")
+    __import__(module)
+    found: Any = sys.modules[module]
+    for part in path.split("."):
+        found = getattr(found, part)
+    if not callable(found):
+        raise TypeError(f"the target {name!r} is not callable: it is of type {type(found).__qualname__}")
+    return found
+
+
+class _SourceTarget:
+    """Source text that is called: runs in `__main__`, returns the value of its last expression."""
+
+    def __init__(self, code: str, filename: str) -> None:
+        import ast
+
+        tree = ast.parse(code, filename)
+        last = tree.body[-1] if tree.body else None
+        self.value = None
+        if isinstance(last, ast.Expr):
+            tree.body.pop()
+            self.value = compile(ast.Expression(last.value), filename, "eval")
+        self.body = compile(tree, filename, "exec")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        namespace = _new_main().__dict__
+        namespace.update(args=args, kwargs=kwargs)
+        exec(self.body, namespace)
+        return None if self.value is None else eval(self.value, namespace)
+
+
+def _new_main() -> Any:
+    main = type(sys)("__main__")
+    main.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = main
+    return main
+
+
+def _make_main(kind: str, value: str) -> None:
+    """Runs the parent's main program again, as a module by the name that multiprocessing uses for
+    that: what it guards by `__name__ == "__main__"` does not run."""
+    import runpy
+
+    main = type(sys)("__mp_main__")
+    # Already there while it runs: a program that spawns without a guard must find itself.
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+    if kind == "module":
+        content = runpy.run_module(value, run_name="__mp_main__", alter_sys=True)
+    elif kind == "path":
+        content = runpy.run_path(_fs_decode(value), run_name="__mp_main__")
+    else:
+        content = {"__name__": "__mp_main__"}
+        exec(compile(value, "<string>", "exec"), content)
+    main.__dict__.update(content)
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+
+
+def _runner(spec: dict[str, Any], target: Any) -> Callable[[Any, Any, Any], Any]:
+    runtime = spec["runtime"]
+    is_async = _is_async(target)
+    if runtime is None:
+        runtime = (spec["caller"] or "asyncio") if is_async else "sync"
+    if (runtime != "sync") != is_async:
+        what = "is not an async function" if runtime != "sync" else "is an async function"
+        raise TypeError(f"runtime={runtime!r} does not fit: the target {what}")
+    if runtime == "trio":
+        from tractor_host._backends._trio import run
+    elif runtime == "asyncio":
+        from tractor_host._backends._asyncio import run
+    else:
+        return _run_in_process if spec["wall"] != "subint" else _run_in_thread
+    return run
+
+
+def _is_async(target: Any) -> bool:
+    while type(target).__module__ == "functools" and hasattr(target, "func"):
+        target = target.func
+    inner = getattr(target, "__func__", target)
+    code = getattr(inner, "__code__", None) or getattr(getattr(type(target), "__call__", None), "__code__", None)
+    return bool(getattr(code, "co_flags", 0) & 0x80)  # CO_COROUTINE
+
+
+def _run_in_process(target: Any, args: Any, kwargs: Any) -> Any:
+    # A signal reaches a target that is blocked too: CPython's waits look at those.
+    import signal
+
+    thread = _thread.get_ident()
+    set_canceller(lambda: signal.pthread_kill(thread, _cancel_signal()))
+    return target(*args, **kwargs)
+
+
+def _run_in_thread(target: Any, args: Any, kwargs: Any) -> Any:
+    set_canceller(lambda: False)
+    if _cancelled:
+        raise Cancelled
+    return target(*args, **kwargs)
+
+
+# -- after the target --------------------------------------------------------------------------------
+
+
+def _dump(value: object) -> bytes:
+    try:
+        return pickle.dumps(value, 5)
+    except Exception as error:
+        raise TypeError(f"the result of type {type(value).__qualname__} cannot be pickled: {error}") from error
+
+
+def _exit_code(error: SystemExit) -> int:
+    """What CPython makes of it, with the text on stderr."""
+    code = error.code
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _report_raised(error: BaseException, *, boot: bool) -> int:
+    from tractor_host import _remote
+
+    refused = isinstance(error, ImportError) and "does not support loading in subinterpreters" in str(error)
+    message = {"type": "raised", "summary": _remote.summary(error), "boot": boot, "refused": refused}
+    _native.child_send(message, _remote.dump(error))
+    return 1
+
+
+def _wind_up(is_process: bool) -> None:
+    """What the end of a Python program does, while the supervisor can still end it."""
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()
+    import atexit
+
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):  # closed by the target, or nobody reads it any more
+            continue

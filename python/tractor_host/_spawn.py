@@ -1,0 +1,233 @@
+"""`spawn` and what tells of the workers: requests are checked and put together here, and carried
+out by the supervisor in `_native`."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, final
+
+from tractor_host import _native
+from tractor_host._target import Source, Target, fs_text, main_module
+from tractor_host._worker import Worker, finite
+
+#: The backends by name, aliases included, and what each of them is.
+BACKENDS: Final[Mapping[str, str]] = {
+    "subint": "a subinterpreter on a thread of this process",
+    "fork": "a process forked from this one",
+    "exec": "a process started afresh",
+    "main_thread_forkserver": "fork",
+    "subint_fork": "fork",
+    "trio": "exec",
+}
+_ALIASES = {"main_thread_forkserver": "fork", "subint_fork": "fork", "trio": "exec"}
+_DEFAULT = "fork"
+
+
+def spawn(
+    target: str | Source | Callable[..., Any],
+    *args: Any,
+    backend: str | None = None,
+    name: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    runtime: Literal["sync", "trio", "asyncio"] | None = None,
+    gil: Literal["shared", "own", "auto"] = "shared",
+    stdio: str | os.PathLike[str] = "inherit",
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    timeout: float | None = None,
+    cancel_timeout: float = 3.0,
+    kill_timeout: float = 3.0,
+    promote: bool = False,
+) -> Worker:
+    """Starts a worker that runs `target(*args, **kwargs)`, and returns its handle.
+
+    Args:
+        target: `"module:qualname"`, a callable that can be imported by its name (from `__main__` too;
+            `async def` too), or a `Source`. It is imported and called in the worker.
+        args: Its arguments; pickled.
+        backend: `"subint"`, `"fork"` or `"exec"`; by default `$TRACTOR_HOST_BACKEND`, else `"fork"`.
+            tractor's names `"trio"`, `"main_thread_forkserver"` and `"subint_fork"` are taken too.
+        name: Shown in `ps` and in every message; made of the target's name by default.
+        kwargs: Its keyword arguments; pickled.
+        runtime: What runs an `async def` target; by default what the caller runs in, else asyncio.
+        gil: For `"subint"`: `"shared"` takes any extension module, `"own"` runs in parallel, `"auto"`
+            tries its own and *starts the target again* with the shared one when an extension module
+            refuses to load; it is remembered for that target.
+        stdio: stdout and stderr: `"inherit"`, `"null"`, `"pipe"` (collected in memory, see
+            `Worker.stdout`; the worker never waits for a reader) or the path of a file to append to.
+            stdin is empty.
+        env: The whole environment of a process worker; this process's by default.
+        cwd: The working directory of a process worker; this process's by default.
+        timeout: Seconds that it may run from now; then it is killed.
+        cancel_timeout: Seconds it gets to end by itself when it is killed; 0 leaves that rung out.
+        kill_timeout: Seconds for all further rungs.
+        promote: Run a target that once had to be abandoned in a subinterpreter in a process instead.
+
+    Raises:
+        TypeError, ValueError: An argument can't be right; the text says which and why. Nothing was started.
+        OSError: No process, thread or fd to be had (EAGAIN, EMFILE). Nothing was left behind.
+        RuntimeError: After shutdown, or in a process that was made by `os.fork()` behind our back.
+
+    A target that can't be imported, or arguments that do not unpickle there, are the worker's failure:
+    its exit is `"raised"` and `Worker.result()` raises `RemoteError`.
+    """
+    wall = _backend(backend)
+    if runtime not in (None, "sync", "trio", "asyncio"):
+        raise ValueError(f"runtime must be 'sync', 'trio', 'asyncio' or None, not {runtime!r}")
+    if gil not in ("shared", "own", "auto"):
+        raise ValueError(f"gil must be 'shared', 'own' or 'auto', not {gil!r}")
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name must be a str, not {type(name).__name__}")
+    packed = Target(target, args, kwargs or {})
+    spec: dict[str, Any] = {
+        "wall": wall,
+        "runtime": runtime,
+        "caller": _running_loop(),
+        "argv": list(map(fs_text, sys.argv)),
+        "path": [] if wall == "fork" else _sys_path(),
+        "env": None if env is None else [],
+        "main": main_module() if packed.needs_main and wall != "fork" else None,
+    }
+    environment = None if env is None else [[_env(key), _env(value)] for key, value in env.items()]
+    if wall == "fork":
+        spec["env"] = environment
+    request = {
+        "name": name,
+        "backend": wall,
+        "gil": gil,
+        "target": packed.description,
+        "stdio": _stdio(stdio),
+        "env": environment,
+        "cwd": None if cwd is None else fs_text(os.fspath(cwd)),
+        "timeout": finite("timeout", timeout),
+        "cancel_timeout": finite("cancel_timeout", cancel_timeout),
+        "kill_timeout": finite("kill_timeout", kill_timeout),
+        "promote": bool(promote),
+        "command": _command() if wall == "exec" else [],
+        "sys_path": spec["path"] if wall == "subint" else [],
+        "spec": spec,
+    }
+    _end_workers_at_exit()
+    return Worker._of(_native.spawn(request, packed.payload))
+
+
+def workers() -> list[Worker]:
+    """Handles to the workers of this process that have not ended, oldest first."""
+    found = []
+    for info in _native.workers():
+        try:
+            found.append(Worker._of(_native.hold(info["id"])))
+        except LookupError:  # it ended just now, and nobody else had a handle
+            continue
+    return found
+
+
+@final
+@dataclasses.dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts since the process started.
+
+    Attributes:
+        spawned: Workers that were made.
+        live: Workers that have not ended.
+        returned, raised, cancelled, killed, signalled, exited, abandoned: How the others ended.
+        quarantined: Abandoned workers that are still there.
+        reclaimed: Abandoned workers that ended after all.
+    """
+
+    spawned: int
+    live: int
+    returned: int
+    raised: int
+    cancelled: int
+    killed: int
+    signalled: int
+    exited: int
+    abandoned: int
+    quarantined: int
+    reclaimed: int
+
+
+def statistics() -> Statistics:
+    """Counts of this process's workers."""
+    return Statistics(**_native.statistics())
+
+
+def _backend(asked: str | None) -> str:
+    name = asked if asked is not None else os.environ.get("TRACTOR_HOST_BACKEND", _DEFAULT)
+    if not isinstance(name, str):
+        raise TypeError(f"backend must be a str, not {type(name).__name__}")
+    if name in ("forkserver", "subint_forkserver"):
+        raise ValueError(
+            f"backend {name!r} is not part of this version; 'fork' starts a process from this one, "
+            "'exec' a fresh one"
+        )
+    if name not in BACKENDS:
+        source = "" if asked is not None else " (from TRACTOR_HOST_BACKEND)"
+        raise ValueError(f"unknown backend {name!r}{source}; there are {', '.join(map(repr, BACKENDS))}")
+    return _ALIASES.get(name, name)
+
+
+def _stdio(policy: str | os.PathLike[str]) -> str | dict[str, str]:
+    if isinstance(policy, str) and policy in ("inherit", "null", "pipe"):
+        return policy
+    if isinstance(policy, str | os.PathLike):
+        path = os.fspath(policy)
+        if path:
+            return {"path": fs_text(os.path.abspath(path))}
+    raise ValueError(f"stdio must be 'inherit', 'null', 'pipe' or the path of a file, not {policy!r}")
+
+
+def _env(text: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"env must hold strings, not {type(text).__name__}")
+    return fs_text(text)
+
+
+#: Where this package was found; a worker must find the same.
+_HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def _sys_path() -> list[str]:
+    entries = [entry or os.getcwd() for entry in sys.path if isinstance(entry, str)]
+    if _HOME not in entries:
+        entries.append(_HOME)
+    return list(map(fs_text, entries))
+
+
+def _command() -> list[str]:
+    """The command that starts a fresh worker: the launcher, or this Python where it is not installed."""
+    from subprocess import _args_from_interpreter_flags  # type: ignore[attr-defined]
+
+    flags: list[str] = _args_from_interpreter_flags()
+    for folder in (os.path.dirname(sys.executable), sysconfig.get_path("scripts")):
+        launcher = os.path.join(folder, "tractor-host")
+        if os.access(launcher, os.X_OK):
+            return [*map(fs_text, [launcher, "--child", _HOME]), *map(fs_text, flags)]
+    code = f"import sys; sys.path.insert(0, {_HOME!r}); from tractor_host._child import exec_main; exec_main()"
+    return [*map(fs_text, [sys.executable, *flags, "-c", code])]
+
+
+def _running_loop() -> str | None:
+    """What the calling thread runs in just now."""
+    if (asyncio := sys.modules.get("asyncio.events")) is not None and asyncio._get_running_loop() is not None:
+        return "asyncio"
+    if (trio := sys.modules.get("trio")) is not None and trio.lowlevel.in_trio_run():
+        return "trio"
+    return None
+
+
+_registered_in: int | None = None
+
+
+def _end_workers_at_exit() -> None:
+    """Has all workers ended before the main interpreter is. Another interpreter's are ended with it."""
+    global _registered_in
+    if _registered_in != os.getpid() and _native.is_main_interpreter():
+        _registered_in = os.getpid()
+        atexit.register(_native.shutdown)

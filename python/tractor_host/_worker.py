@@ -1,0 +1,241 @@
+"""The handle to a worker, and how it ended. Knows no event loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from typing import Any, Literal, Self, final
+
+from tractor_host import _native
+from tractor_host._errors import (
+    RemoteError,
+    WorkerAbandoned,
+    WorkerCancelled,
+    WorkerDied,
+    WorkerKilled,
+)
+
+Kind = Literal["returned", "raised", "cancelled", "killed", "signalled", "exited", "abandoned"]
+
+
+@final
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exit:
+    """How a worker ended.
+
+    Attributes:
+        kind: `"returned"` and `"raised"`: the target did. `"cancelled"`: it was asked to stop and did.
+            `"killed"`: a later rung of the kill ladder ended it. `"signalled"`: a signal that the
+            supervisor did not send. `"exited"`: it left with an exit code and without a result.
+            `"abandoned"`: it could not be ended.
+        rung: The rung that ended it (`"cancel"`, `"interrupt"`, `"sigterm"`, `"sigkill"`, `"abandoned"`),
+            or `None` when it ended by itself.
+        code: Its exit code, where there was one. `None` when a signal ended it.
+        signal: The number of the signal that ended its process, or `None`.
+        cause: What happened, for people.
+        elapsed: Seconds from the first request to end it until its end; `None` when nobody asked.
+        lifetime: Seconds from its spawn to its end.
+    """
+
+    kind: Kind
+    rung: str | None
+    code: int | None
+    signal: int | None
+    cause: str
+    elapsed: float | None
+    lifetime: float
+
+
+@final
+class Worker:
+    """A worker that was spawned; made by `spawn` and `workers` alone.
+
+    It is a context manager: leaving the block kills it. A handle that is dropped lets the worker run
+    on; it is ended with the program at the latest.
+    """
+
+    __slots__ = ("__weakref__", "_info", "_loaded")
+
+    _info: dict[str, Any]
+    _loaded: tuple[bool, Any] | None
+
+    def __init__(self) -> None:
+        raise TypeError("a Worker is made by tractor_host.spawn()")
+
+    @classmethod
+    def _of(cls, info: dict[str, Any]) -> Self:
+        """Takes over one counted handle."""
+        worker = object.__new__(cls)
+        worker._info = info
+        worker._loaded = None
+        return worker
+
+    @property
+    def id(self) -> int:
+        """Unique in this process."""
+        return int(self._info["id"])
+
+    @property
+    def name(self) -> str:
+        """Its name, which `ps` shows too."""
+        return str(self._info["name"])
+
+    @property
+    def backend(self) -> str:
+        """The backend that it runs on."""
+        return str(self._info["backend"])
+
+    @property
+    def target(self) -> str:
+        """What it runs, in words."""
+        return str(self._info["target"])
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id; `None` for a subinterpreter."""
+        pid = self._info["pid"]
+        return None if pid is None else int(pid)
+
+    @property
+    def state(self) -> str:
+        """`"booting"`, `"running"`, `"cancelling"`, `"killing"` or `"ended"`."""
+        return str(_native.info(self.id)["state"])
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended; `None` while it has not."""
+        found = _native.exit(self.id)
+        return None if found is None else Exit(**found)
+
+    def wait(self, timeout: float | None = None) -> Exit:
+        """Waits for its end.
+
+        Args:
+            timeout: Seconds; `None` waits without a bound. Signals (Ctrl-C) are handled meanwhile.
+
+        Raises:
+            TimeoutError: It has not ended by then. It runs on.
+        """
+        if not _native.wait(self.id, finite("timeout", timeout)):
+            raise TimeoutError(f"worker {self.name!r} has not ended within {timeout} s; it runs on")
+        found = self.exit
+        assert found is not None, "a worker that has ended has an exit"
+        return found
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Waits for its end and returns its target's value.
+
+        Raises:
+            RemoteError: The target raised; the exception is `__cause__`.
+            WorkerDied: It ended without a result, and nobody had asked for that.
+            WorkerKilled: It was ended on request (`WorkerCancelled`: cleanly; `WorkerAbandoned`: not even).
+            TimeoutError: It has not ended by then. It runs on.
+        """
+        found = self.wait(timeout)
+        what = f"worker {self.name!r} ({self.backend}, {self.target})"
+        match found.kind:
+            case "returned" | "raised":
+                return self._value(found, what)
+            case "signalled" | "exited":
+                raise WorkerDied(f"{what} died: {found.cause}", found)
+            case "cancelled":
+                raise WorkerCancelled(f"{what}: {found.cause}", found)
+            case "abandoned":
+                raise WorkerAbandoned(f"{what}: {found.cause}", found)
+            case "killed":
+                raise WorkerKilled(f"{what}: {found.cause}", found)
+
+    def _value(self, found: Exit, what: str) -> Any:
+        if self._loaded is None:
+            from tractor_host import _remote
+
+            payload = _native.outcome(self.id)
+            assert payload is not None, "a worker that returned or raised sent something"
+            self._loaded = _remote.load(payload, raised=found.kind == "raised")
+        good, value = self._loaded
+        if good:
+            return value
+        raised, traceback = value
+        raise RemoteError(f"{what} {found.cause}", found, traceback) from raised
+
+    def cancel(self) -> None:
+        """Asks it to stop, and returns at once.
+
+        A trio or asyncio target is cancelled by its loop; a sync target gets `Cancelled` raised in it.
+        Nothing forces it to comply: that is `kill`.
+        """
+        _native.cancel(self.id)
+
+    def kill(self) -> Exit:
+        """Ends it, and waits until it is gone: `cancel` first, then rung by rung.
+
+        Bounded by `cancel_timeout + kill_timeout` (and a second at least for SIGKILL) of its spawn.
+        Does nothing to a worker that has ended.
+        """
+        _native.kill(self.id)
+        return self.wait()
+
+    def fileno(self) -> int:
+        """An fd that polls readable once the worker has ended. It belongs to the worker: don't read or close it."""
+        return _native.fileno(self.id)
+
+    @property
+    def stdout(self) -> bytes:
+        """What it has written to stdout so far; with `stdio="pipe"` only."""
+        return _native.output(self.id, False)
+
+    @property
+    def stderr(self) -> bytes:
+        """What it has written to stderr so far; with `stdio="pipe"` only."""
+        return _native.output(self.id, True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.kill()
+
+    def __repr__(self) -> str:
+        found = self.exit
+        state = self.state if found is None else f"{found.kind}: {found.cause.partition(chr(10))[0]}"
+        pid = "" if self.pid is None else f" pid={self.pid}"
+        return f"<Worker {self.id} {self.name!r} {self.backend}{pid} {state}>"
+
+    def __del__(self) -> None:
+        info = getattr(self, "_info", None)
+        if info is None:
+            return
+        try:
+            running = _native.exit(info["id"]) is None
+        except Exception:  # the process was forked behind our back: its workers are not ours
+            return
+        _native.release(info["id"])
+        if running:
+            warnings.warn(
+                f"worker {info['name']!r} is still running and nobody waits for it: use it as a context "
+                "manager, or wait() for it",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+
+#: Longer than anybody waits, and short enough for every clock.
+_ENDLESS = 1e9
+
+
+def finite(name: str, seconds: float | None) -> float | None:
+    """A bound in seconds as the supervisor takes it.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative or NaN.
+    """
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {type(seconds).__name__}")
+    if math.isnan(seconds) or seconds < 0:
+        raise ValueError(f"{name} must be a number of seconds, at least 0, not {seconds}")
+    return float(min(seconds, _ENDLESS))

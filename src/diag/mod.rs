@@ -1,0 +1,3 @@
+//! What this process owns just now. It reports, and acts on nothing.
+
+pub mod resources;

@@ -1,0 +1,201 @@
+//! CPython's private layout, read from the table that CPython publishes for debuggers
+//! (`_Py_DebugOffsets`, at the head of `_PyRuntime`), for one minor version, checked at start-up.
+//!
+//! This is the one place that names a position in that table. Everything that relies on it asks
+//! [`Offsets::get`] and says clearly what it can't do when the checks fail.
+
+use std::sync::OnceLock;
+
+use super::{_PyRuntime, py};
+use crate::error::{Error, Result};
+
+/// Where the few private fields that we need are.
+#[derive(Debug, Clone, Copy)]
+pub struct Offsets {
+    interpreters_head: usize,
+    interpreter_next: usize,
+    thread_id: usize,
+    native_thread_id: usize,
+    runtime_size: usize,
+}
+
+/// One thread of an interpreter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThreadIds {
+    /// What `threading.get_ident()` returns there.
+    pub ident: u64,
+    /// What the kernel calls it.
+    pub native: i32,
+}
+
+/// Positions in the table, in 64-bit words behind the 8 bytes of its cookie (3.14's
+/// `pycore_debug_offsets.h`).
+mod word {
+    pub(super) const VERSION: usize = 0;
+    pub(super) const FREE_THREADED: usize = 1;
+    pub(super) const RUNTIME_SIZE: usize = 2;
+    pub(super) const INTERPRETERS_HEAD: usize = 4;
+    pub(super) const INTERPRETER_ID: usize = 6;
+    pub(super) const INTERPRETER_NEXT: usize = 7;
+    pub(super) const THREAD_ID: usize = 26;
+    pub(super) const NATIVE_THREAD_ID: usize = 27;
+}
+
+impl Offsets {
+    /// The offsets, once checked. The calling thread must be attached the first time.
+    ///
+    /// # Errors
+    /// When this Python's table is not the one of CPython 3.14, or does not agree with what the
+    /// public functions say of the calling thread.
+    pub fn get() -> Result<&'static Self> {
+        static CHECKED: OnceLock<std::result::Result<Offsets, String>> = OnceLock::new();
+        CHECKED.get_or_init(Self::read_and_check).as_ref().map_err(|reason| {
+            Error::unsupported(format!("this Python's private layout is not known: {reason}"))
+        })
+    }
+
+    fn read_and_check() -> std::result::Result<Self, String> {
+        let base = &raw const _PyRuntime;
+        // SAFETY: `_PyRuntime` is a static of libpython, far larger than the 8 bytes read here.
+        let cookie = unsafe { base.cast::<[u8; 8]>().read_unaligned() };
+        if &cookie != b"xdebugpy" {
+            return Err(format!("no debug offsets at the head of _PyRuntime (found {cookie:?})"));
+        }
+        // SAFETY: the cookie says that the table is there; every index used is inside 3.14's table,
+        // and the version, which is checked before any other word is used, is its first word.
+        let at = |index: usize| unsafe { base.add(8 + 8 * index).cast::<u64>().read_unaligned() };
+        if at(word::VERSION) >> 16 != 0x030e {
+            return Err(format!("debug offsets of version {:#x}, not of 3.14", at(word::VERSION)));
+        }
+        if at(word::FREE_THREADED) != 0 {
+            return Err("a free-threaded build".into());
+        }
+        let offset = |index: usize| usize::try_from(at(index)).map_err(|error| error.to_string());
+        let found = Self {
+            interpreters_head: offset(word::INTERPRETERS_HEAD)?,
+            interpreter_next: offset(word::INTERPRETER_NEXT)?,
+            thread_id: offset(word::THREAD_ID)?,
+            native_thread_id: offset(word::NATIVE_THREAD_ID)?,
+            runtime_size: offset(word::RUNTIME_SIZE)?,
+        };
+        found.check(offset(word::INTERPRETER_ID)?)?;
+        Ok(found)
+    }
+
+    /// Holds the offsets against what public functions say.
+    fn check(&self, interpreter_id: usize) -> std::result::Result<(), String> {
+        // SAFETY: PyThreadState_GetUnchecked may be called without being attached: it returns null.
+        let state = unsafe { py::PyThreadState_GetUnchecked() };
+        if state.is_null() {
+            return Err("checked from a thread that is not attached".into());
+        }
+        // SAFETY: `state` is the calling thread's own, alive state.
+        let ids = unsafe { self.thread_ids(state) };
+        // SAFETY: gettid and pthread_self have no preconditions.
+        let (native, ident) = unsafe { (libc::gettid(), libc::pthread_self() as u64) };
+        if ids != (ThreadIds { ident, native }) {
+            return Err(format!("thread ids read as {ids:?}, are {ident} and {native}"));
+        }
+        // SAFETY: this thread is attached, so the runtime and its interpreters are alive.
+        let (id, expected) = unsafe {
+            let interpreter = py::PyThreadState_GetInterpreter(state);
+            let id = interpreter.cast::<u8>().add(interpreter_id).cast::<i64>().read_unaligned();
+            (id, py::PyInterpreterState_GetID(interpreter))
+        };
+        if id != expected {
+            return Err(format!("interpreter id reads as {id}, is {expected}"));
+        }
+        // SAFETY: as above; both sides are read while interpreters can't vanish under this GIL's main.
+        let (head, expected) = unsafe {
+            let slot = (&raw const _PyRuntime).add(self.interpreters_head);
+            (slot.cast::<*mut py::PyInterpreterState>().read_unaligned(), py::PyInterpreterState_Head())
+        };
+        if head != expected {
+            return Err("the list of interpreters is elsewhere".into());
+        }
+        Ok(())
+    }
+
+    /// The ids of the thread that `state` belongs to.
+    ///
+    /// # Safety
+    /// `state` is a live thread state: the caller is attached to its interpreter.
+    pub unsafe fn thread_ids(&self, state: *mut py::PyThreadState) -> ThreadIds {
+        let base = state.cast::<u8>();
+        // SAFETY: both offsets lie inside the thread state, which the caller keeps alive.
+        unsafe {
+            let native = base.add(self.native_thread_id).cast::<u64>().read_unaligned();
+            ThreadIds {
+                ident: base.add(self.thread_id).cast::<u64>().read_unaligned(),
+                native: i32::try_from(native).unwrap_or(0),
+            }
+        }
+    }
+
+    /// Drops every interpreter but the main one from the runtime's list (they leak). The cure for
+    /// the crash of `PyOS_AfterFork_Child` while subinterpreters live (cpython#139759).
+    ///
+    /// # Safety
+    /// Only in a freshly forked child, by its only thread, before `PyOS_AfterFork_Child`.
+    pub unsafe fn forget_other_interpreters(&self) {
+        // SAFETY: the one thread of the process owns the whole runtime; both fields are pointers to
+        // interpreters, and the offsets have been checked against this very runtime.
+        unsafe {
+            let main = py::PyInterpreterState_Main();
+            let head = (&raw const _PyRuntime).cast_mut().add(self.interpreters_head);
+            head.cast::<*mut py::PyInterpreterState>().write_unaligned(main);
+            let next = main.cast::<u8>().add(self.interpreter_next);
+            next.cast::<*mut py::PyInterpreterState>().write_unaligned(std::ptr::null_mut());
+        }
+    }
+
+    /// Where the runtime keeps the thread state that it tells about signals (`main_tstate`).
+    ///
+    /// CPython 3.13 and 3.14 leave it dangling in a child that was forked by another thread than the
+    /// main one: signals are then noted in freed memory, and a loop never sees its Ctrl-C. The field
+    /// is in no table, so it is searched for: behind the main thread's ident there is a pointer to
+    /// that very thread's state. `None` when there is not exactly one such place.
+    ///
+    /// # Safety
+    /// The thread is attached to the main interpreter.
+    pub unsafe fn main_state_slot(&self) -> Option<usize> {
+        static FOUND: OnceLock<Option<usize>> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            let mut states = Vec::new();
+            // SAFETY: forwarded to the caller: the states of the main interpreter stay alive while
+            // this thread holds its GIL.
+            unsafe {
+                let mut state = py::PyInterpreterState_ThreadHead(py::PyInterpreterState_Main());
+                while !state.is_null() {
+                    states.push((self.thread_ids(state).ident, state as u64));
+                    state = py::PyThreadState_Next(state);
+                }
+            }
+            let word_at = |offset: usize| {
+                // SAFETY: `offset + 8` is at most the size that the runtime says it has.
+                unsafe { (&raw const _PyRuntime).add(offset).cast::<u64>().read_unaligned() }
+            };
+            let last = self.runtime_size.checked_sub(16)?;
+            let mut found = (0..=last).step_by(8).filter(|&offset| {
+                let ident = word_at(offset);
+                ident != 0 && states.contains(&(ident, word_at(offset + 8)))
+            });
+            match (found.next(), found.next()) {
+                (Some(offset), None) => Some(offset + 8),
+                _ => None,
+            }
+        })
+    }
+
+    /// Makes the calling thread's state the one that is told about signals.
+    ///
+    /// # Safety
+    /// Only in a freshly forked child, attached, with `slot` from [`Offsets::main_state_slot`].
+    pub unsafe fn receive_signals(&self, slot: usize) {
+        // SAFETY: the slot was found to hold such a pointer, and nobody else runs in this process.
+        unsafe {
+            let place = (&raw const _PyRuntime).cast_mut().add(slot);
+            place.cast::<*mut py::PyThreadState>().write_unaligned(py::PyThreadState_Get());
+        }
+    }
+}

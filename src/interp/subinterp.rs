@@ -1,0 +1,82 @@
+//! A subinterpreter on the thread that made it.
+
+use std::marker::PhantomData;
+
+use super::attach::Token;
+use crate::error::{Error, Result};
+use crate::ffi::{Py_NewInterpreterFromConfig, py};
+
+/// Which GIL an interpreter has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gil {
+    /// The main interpreter's: the legacy configuration, which every extension module accepts.
+    Shared,
+    /// Its own: runs in parallel; single-phase extension modules refuse to load there.
+    Own,
+}
+
+impl Gil {
+    fn config(self) -> py::PyInterpreterConfig {
+        let own = self == Self::Own;
+        py::PyInterpreterConfig {
+            use_main_obmalloc: (!own).into(),
+            // os.fork() in a subinterpreter kills the child; a RuntimeError is kinder.
+            allow_fork: (!own).into(),
+            allow_exec: (!own).into(),
+            allow_threads: 1,
+            // trio's worker threads are daemons, also with a GIL of one's own.
+            allow_daemon_threads: 1,
+            check_multi_interp_extensions: own.into(),
+            gil: if own { py::PyInterpreterConfig_OWN_GIL } else { py::PyInterpreterConfig_SHARED_GIL },
+        }
+    }
+}
+
+/// A live subinterpreter; the thread that made it is attached to it.
+#[derive(Debug)]
+pub struct SubInterpreter {
+    state: *mut py::PyThreadState,
+    not_send: PhantomData<*mut ()>,
+}
+
+impl SubInterpreter {
+    /// Makes one and attaches the calling thread, which must not be attached to any.
+    ///
+    /// # Errors
+    /// What CPython says (out of memory, mostly).
+    pub fn create(gil: Gil) -> Result<Self> {
+        let config = gil.config();
+        let mut state = std::ptr::null_mut();
+        // SAFETY: the runtime is up for as long as supervisor threads run; the configuration is
+        // complete; without a current thread state CPython has none to put back.
+        let status = unsafe { Py_NewInterpreterFromConfig(&mut state, &config) };
+        // SAFETY: plain functions on a status that CPython just returned.
+        if unsafe { py::PyStatus_Exception(status) } != 0 || state.is_null() {
+            let reason = if status.err_msg.is_null() {
+                "no reason given".into()
+            } else {
+                // SAFETY: CPython's messages are static C strings.
+                unsafe { std::ffi::CStr::from_ptr(status.err_msg) }.to_string_lossy().into_owned()
+            };
+            return Err(Error::python(format!("failed to make a subinterpreter: {reason}")));
+        }
+        Ok(Self { state, not_send: PhantomData })
+    }
+
+    /// The proof of being attached.
+    pub fn token(&self) -> Token<'_> {
+        // SAFETY: attached since `create` until `end`; whoever detaches in between attaches again.
+        unsafe { Token::assume_attached() }
+    }
+
+    /// Ends it. No other thread may have a state in it: the caller has seen to that, and nobody can
+    /// come in any more.
+    ///
+    /// Without the call the interpreter and this thread's state leak, on purpose: ending one that
+    /// still has threads crashes now and then.
+    pub fn end(self) {
+        // SAFETY: the thread is attached with this very state, and it is the interpreter's last.
+        unsafe { py::Py_EndInterpreter(self.state) };
+    }
+}

@@ -1,0 +1,211 @@
+//! What Python may ask of the supervisor.
+
+use std::sync::Arc;
+
+use serde_json::{Value as Json, json};
+
+use crate::diag::resources::Snapshot;
+use crate::error::{Error, Result};
+use crate::ffi::module::{Call, Function, Table};
+use crate::ffi::value::Value;
+use crate::spawn::context;
+use crate::spawn::request::{Request, seconds};
+use crate::supervise::Supervisor;
+use crate::sys::process;
+use crate::wire::message::FromWorker;
+
+/// Declares a function of the module: its Rust type, its Python signature, its docstring.
+macro_rules! native {
+    ($type:ident, $name:literal, ($($argument:literal),*), waits: $waits:literal, $doc:literal, $body:expr) => {
+        struct $type;
+        impl Function for $type {
+            const NAME: &'static std::ffi::CStr = match std::ffi::CStr::from_bytes_with_nul(concat!($name, "\0").as_bytes()) {
+                Ok(name) => name,
+                Err(_) => panic!("a NUL in a name"),
+            };
+            const DOC: &'static std::ffi::CStr = match std::ffi::CStr::from_bytes_with_nul(
+                concat!($name, "($module", $(", ", $argument,)* native!(@slash $($argument)*), ")\n--\n\n", $doc, "\0").as_bytes(),
+            ) {
+                Ok(doc) => doc,
+                Err(_) => panic!("a NUL in a docstring"),
+            };
+            const ARITY: usize = <[&str]>::len(&[$($argument),*]);
+            const WAITS: bool = $waits;
+            fn call(call: &Call, args: &[Value]) -> Result<Value> {
+                let body: fn(&Call, &[Value]) -> Result<Value> = $body;
+                body(call, args)
+            }
+        }
+    };
+    (@slash) => { ", /" };
+    (@slash $($argument:literal)+) => { ", /" };
+}
+
+native!(Spawn, "spawn", ("request", "payload"), waits: true,
+"Make a worker and set it to work; returns what `info` does.",
+|call, args| {
+    let request: Request = serde_json::from_value(json(args, 0)?.clone())
+        .map_err(|error| Error::invalid(format!("a malformed request: {error}")))?;
+    let worker = Supervisor::get()?.spawn(call.interpreter, request, bytes(args, 1)?)?;
+    Ok(worker.info().into())
+});
+native!(Info, "info", ("id"), waits: false,
+    "What is known of a worker. LookupError when it is forgotten.",
+    |_, args| Ok(supervisor()?.worker(id(args)?)?.info().into()));
+native!(Wait, "wait", ("id", "timeout"), waits: true,
+"Wait for a worker's end for at most `timeout` seconds (None: no bound); whether it has ended.",
+|call, args| {
+    let deadline = match json(args, 1)? {
+        Json::Null => None,
+        timeout => {
+            let timeout = timeout.as_f64().ok_or_else(|| Error::invalid("timeout must be a number of seconds"))?;
+            Some(call.started + seconds("timeout", timeout)?)
+        }
+    };
+    Ok(supervisor()?.worker(id(args)?)?.wait(deadline)?.into())
+});
+native!(Exit, "exit", ("id"), waits: false,
+"How a worker ended, or None while it has not.",
+|_, args| {
+    let exit = supervisor()?.worker(id(args)?)?.exit();
+    Ok(serde_json::to_value(exit).map_err(|error| Error::state(error.to_string()))?.into())
+});
+native!(Outcome, "outcome", ("id"), waits: false,
+    "The pickled value or exception that a worker ended with, or None.",
+    |_, args| Ok(supervisor()?.worker(id(args)?)?.outcome().map_or(Value::NONE, Value::Bytes)));
+native!(Output, "output", ("id", "stderr"), waits: false,
+"What a worker has written to stdout (or stderr) so far, where that is collected.",
+|_, args| {
+    let stderr = json(args, 1)?.as_bool().ok_or_else(|| Error::invalid("stderr must be a bool"))?;
+    Ok(Value::Bytes(Arc::new(supervisor()?.worker(id(args)?)?.output(stderr)?)))
+});
+native!(Fileno, "fileno", ("id"), waits: false,
+    "An fd that is readable once a worker has ended; it belongs to the worker.",
+    |_, args| Ok(json!(supervisor()?.worker(id(args)?)?.fileno()?).into()));
+native!(Cancel, "cancel", ("id"), waits: false,
+"Ask a worker to stop.",
+|_, args| {
+    let supervisor = supervisor()?;
+    supervisor.cancel(&*supervisor.worker(id(args)?)?);
+    Ok(Value::NONE)
+});
+native!(Kill, "kill", ("id"), waits: false,
+"Begin to end a worker; `wait` tells when that is done.",
+|_, args| {
+    let supervisor = supervisor()?;
+    supervisor.kill(&*supervisor.worker(id(args)?)?);
+    Ok(Value::NONE)
+});
+native!(Hold, "hold", ("id"), waits: false,
+"Count one more handle of a worker; returns what `info` does.",
+|_, args| {
+    let worker = supervisor()?.worker(id(args)?)?;
+    worker.hold();
+    Ok(worker.info().into())
+});
+native!(Release, "release", ("id"), waits: false,
+"Count one handle of a worker less.",
+|_, args| {
+    // In a process forked behind our back, and at exit, there is nothing to give back to.
+    if let Ok(Some(supervisor)) = Supervisor::existing() {
+        supervisor.release(id(args)?);
+    }
+    Ok(Value::NONE)
+});
+native!(Workers, "workers", (), waits: false,
+"What is known of the workers that have not ended, oldest first.",
+|_, _| Ok(match Supervisor::existing()? {
+    Some(supervisor) => Json::Array(supervisor.live().iter().map(|worker| worker.info()).collect()).into(),
+    None => json!([]).into(),
+}));
+native!(Statistics, "statistics", (), waits: false,
+    "Counts of workers since the process started.",
+    |_, _| Ok(Supervisor::get()?.statistics().into()));
+native!(Shutdown, "shutdown", (), waits: true,
+"End all workers and the supervisor's threads; returns how many workers were left behind.",
+|_, _| Ok(match Supervisor::existing() {
+    Ok(Some(supervisor)) => json!(supervisor.shut_down()?).into(),
+    // Not ours to shut down in a process forked behind our back.
+    Ok(None) | Err(_) => json!(0).into(),
+}));
+native!(Resources, "resources", (), waits: false,
+    "What this process owns just now: fds, threads, children, resident bytes.",
+    |_, _| Ok(serde_json::to_value(Snapshot::take()?).map_err(|error| Error::state(error.to_string()))?.into()));
+native!(ChildEnter, "child_enter", (), waits: true,
+    "In a fresh process whose fd 0 is a supervisor's channel: become its worker.",
+    |_, _| context::enter_exec().map(|()| Value::NONE));
+native!(ChildSpec, "child_spec", (), waits: false,
+    "What this interpreter, a worker, was asked to do.",
+    |call, _| Ok(context::current(call.interpreter)?.spec().into()));
+native!(ChildPayload, "child_payload", (), waits: false,
+    "The pickled target and arguments of this interpreter, a worker; once.",
+    |call, _| context::current(call.interpreter)?.take_payload().map(Value::Bytes));
+native!(ChildStdio, "child_stdio", (), waits: false,
+    "The fds to open as stdout and stderr in this interpreter, or None for the process's; once.",
+    |call, _| Ok(json!(context::current(call.interpreter)?.take_stdio()).into()));
+native!(ChildSend, "child_send", ("message", "payload"), waits: true,
+"Say something to the supervisor of this interpreter, a worker.",
+|call, args| {
+    let message: FromWorker = serde_json::from_value(json(args, 0)?.clone())
+        .map_err(|error| Error::invalid(format!("a malformed message: {error}")))?;
+    context::current(call.interpreter)?.send(&message, &bytes(args, 1)?)?;
+    Ok(Value::NONE)
+});
+native!(ChildLeave, "child_leave", ("code"), waits: false,
+"End this process, a worker, at once with an exit code.",
+|_, args| {
+    let code = json(args, 0)?.as_i64().and_then(|code| i32::try_from(code).ok()).unwrap_or(1);
+    process::exit_now(code)
+});
+native!(IsMainInterpreter, "is_main_interpreter", (), waits: false,
+    "Whether this is the process's main interpreter.",
+    |call, _| Ok((call.interpreter == 0).into()));
+
+pub(super) fn table() -> Table {
+    Table::new()
+        .with::<Spawn>()
+        .with::<Info>()
+        .with::<Wait>()
+        .with::<Exit>()
+        .with::<Outcome>()
+        .with::<Output>()
+        .with::<Fileno>()
+        .with::<Cancel>()
+        .with::<Kill>()
+        .with::<Hold>()
+        .with::<Release>()
+        .with::<Workers>()
+        .with::<Statistics>()
+        .with::<Shutdown>()
+        .with::<Resources>()
+        .with::<ChildEnter>()
+        .with::<ChildSpec>()
+        .with::<ChildPayload>()
+        .with::<ChildStdio>()
+        .with::<ChildSend>()
+        .with::<ChildLeave>()
+        .with::<IsMainInterpreter>()
+}
+
+/// The supervisor, which must be there: whoever has a worker's id got it from one.
+fn supervisor() -> Result<&'static Arc<Supervisor>> {
+    Supervisor::existing()?.ok_or_else(|| Error::state("no worker has been spawned in this process"))
+}
+
+fn json(args: &[Value], index: usize) -> Result<&Json> {
+    match args.get(index) {
+        Some(Value::Json(json)) => Ok(json),
+        _ => Err(Error::invalid(format!("argument {} must not be bytes", index + 1))),
+    }
+}
+
+fn bytes(args: &[Value], index: usize) -> Result<Arc<Vec<u8>>> {
+    match args.get(index) {
+        Some(Value::Bytes(bytes)) => Ok(Arc::clone(bytes)),
+        _ => Err(Error::invalid(format!("argument {} must be bytes", index + 1))),
+    }
+}
+
+fn id(args: &[Value]) -> Result<u64> {
+    json(args, 0)?.as_u64().ok_or_else(|| Error::invalid("a worker's id is a positive integer"))
+}

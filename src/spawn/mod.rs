@@ -1,0 +1,26 @@
+//! How a worker comes to be: one file a way in, and the first steps on the other side. It knows
+//! nothing of ladders or registries; what a worker says goes to whoever implements [`Reports`].
+
+pub mod clean;
+pub mod context;
+pub mod exec;
+pub mod fork;
+pub mod request;
+pub mod stdio;
+pub mod subint;
+
+use crate::wire::message::FromWorker;
+
+/// Where a subinterpreter's runner thread sends what happens.
+pub trait Reports: Send + Sync {
+    /// The worker said something.
+    fn message(&self, message: FromWorker, payload: Vec<u8>);
+    /// An extension module refused the worker's own GIL; it starts again with the shared one.
+    fn refused_own_gil(&self);
+    /// The target is over, but `threads` threads that it left will not end. The runner stays with
+    /// them and goes on trying.
+    fn stuck(&self, threads: usize);
+    /// The interpreter is gone, and the thread is about to be. `interpreters` are the ids that it
+    /// had; `error` says why it could not be made or entered.
+    fn ended(&self, interpreters: &[i64], error: Option<String>);
+}

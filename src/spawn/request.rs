@@ -1,0 +1,160 @@
+//! What a caller asks for, as plain data. Strings that name files or go into an environment carry
+//! one byte a character (latin-1), because Linux's are bytes and JSON's are not.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+use crate::interp::subinterp::Gil;
+
+/// The walls that a worker can stand behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backend {
+    /// A subinterpreter on a thread of this process.
+    Subint,
+    /// A process forked from the clean thread of this one.
+    Fork,
+    /// A process started afresh.
+    Exec,
+}
+
+impl Backend {
+    /// The public name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Subint => "subint",
+            Self::Fork => "fork",
+            Self::Exec => "exec",
+        }
+    }
+
+    /// Whether the worker is a process of its own.
+    pub fn is_process(self) -> bool {
+        self != Self::Subint
+    }
+}
+
+/// Which GIL a subinterpreter worker asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GilPolicy {
+    /// The process's.
+    Shared,
+    /// Its own.
+    Own,
+    /// Its own, else the process's: started again when an extension module refuses.
+    Auto,
+}
+
+impl GilPolicy {
+    /// The one to start with, and the one to fall back on.
+    pub fn plan(self) -> (Gil, Option<Gil>) {
+        match self {
+            Self::Shared => (Gil::Shared, None),
+            Self::Own => (Gil::Own, None),
+            Self::Auto => (Gil::Own, Some(Gil::Shared)),
+        }
+    }
+}
+
+/// Where a worker's stdout and stderr go.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stdio {
+    /// Where the host's go.
+    Inherit,
+    /// Nowhere.
+    Null,
+    /// To files in memory that the host reads.
+    Pipe,
+    /// To the end of this file.
+    Path(String),
+}
+
+/// A request for one worker.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// The worker's name; made up from the target and its id when there is none.
+    pub name: Option<String>,
+    /// The wall.
+    pub backend: Backend,
+    /// For a subinterpreter.
+    pub gil: GilPolicy,
+    /// The target in words, which is also the key under which `auto` and `promote` remember it.
+    pub target: String,
+    /// Where output goes.
+    pub stdio: Stdio,
+    /// The whole environment of a process worker; the host's when there is none.
+    pub env: Option<Vec<(String, String)>>,
+    /// The working directory of a process worker.
+    pub cwd: Option<String>,
+    /// Seconds after which the ladder is run.
+    pub timeout: Option<f64>,
+    /// Seconds that a worker gets to end by itself once it is asked to.
+    pub cancel_timeout: f64,
+    /// Seconds for all that follows.
+    pub kill_timeout: f64,
+    /// Whether a target that had to be abandoned once is run in a process from then on.
+    pub promote: bool,
+    /// The command that starts a fresh worker, for `exec`.
+    pub command: Vec<String>,
+    /// `sys.path` of the worker.
+    pub sys_path: Vec<String>,
+    /// What `tractor_host._child` needs to know.
+    pub spec: serde_json::Value,
+}
+
+/// The longest bound that is told apart from none: a hundred years.
+const LONGEST: f64 = 100.0 * 365.0 * 86400.0;
+
+impl Request {
+    /// Checks what serde can't.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub fn check(&self) -> Result<()> {
+        if self.name.as_deref().is_some_and(|name| name.is_empty() || name.contains('\0')) {
+            return Err(Error::invalid("a worker's name must not be empty or contain a NUL"));
+        }
+        seconds("timeout", self.timeout.unwrap_or(0.0))?;
+        seconds("cancel_timeout", self.cancel_timeout)?;
+        seconds("kill_timeout", self.kill_timeout)?;
+        if !self.backend.is_process() && (self.env.is_some() || self.cwd.is_some()) {
+            return Err(Error::invalid(
+                "env and cwd belong to a process and all its interpreters share them; use backend=\"fork\" or \"exec\"",
+            ));
+        }
+        if self.backend == Backend::Exec && self.command.is_empty() {
+            return Err(Error::invalid("backend \"exec\" needs the command that starts a worker"));
+        }
+        Ok(())
+    }
+}
+
+/// A bound in seconds as a duration.
+///
+/// # Errors
+/// When it is negative or not a number.
+pub fn seconds(what: &str, value: f64) -> Result<Duration> {
+    if value.is_nan() || value < 0.0 {
+        return Err(Error::invalid(format!("{what} must be a number of seconds, at least 0, not {value}")));
+    }
+    Ok(Duration::from_secs_f64(value.min(LONGEST)))
+}
+
+/// The bytes of a latin-1 string.
+///
+/// # Errors
+/// When a character is beyond one byte, or NUL.
+pub fn bytes(what: &str, text: &str) -> Result<Vec<u8>> {
+    text.chars()
+        .map(|char| match u8::try_from(char) {
+            Ok(0) => Err(Error::invalid(format!("a NUL in {what}"))),
+            Ok(byte) => Ok(byte),
+            Err(_) => Err(Error::invalid(format!("{what} is not one byte a character"))),
+        })
+        .collect()
+}

@@ -1,0 +1,141 @@
+//! A worker in a subinterpreter, on a thread that does nothing else: the runner.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Reports;
+use super::context::{self, ThreadWorker};
+use crate::error::{Error, Result};
+use crate::interp::attach::Token;
+use crate::interp::call;
+use crate::interp::condemned::{Door, forget_pending, other_threads, raise_exit_in};
+use crate::interp::subinterp::{Gil, SubInterpreter};
+use crate::sys::{event::Event, thread};
+
+/// What a runner needs.
+pub struct Job {
+    /// The worker's name.
+    pub name: String,
+    /// The GIL to start with, and the one to fall back on when an extension module refuses it.
+    pub gils: (Gil, Option<Gil>),
+    /// For `_child`.
+    pub spec: serde_json::Value,
+    /// The pickled target and arguments.
+    pub payload: Arc<Vec<u8>>,
+    /// `sys.path`.
+    pub sys_path: Vec<Vec<u8>>,
+    /// stdout and stderr; `None` for the process's.
+    pub stdio: Option<[OwnedFd; 2]>,
+    /// The way in for the supervisor.
+    pub door: Arc<Door>,
+    /// Where to send what happens.
+    pub reports: Arc<dyn Reports>,
+    /// How long threads that the target left get to end before the supervisor hears of them.
+    pub drain: Duration,
+}
+
+/// How often threads that must end are told so.
+pub const PERIOD: Duration = Duration::from_millis(5);
+/// The same for those that have not listened for long.
+const PATIENT_PERIOD: Duration = Duration::from_millis(100);
+
+/// Starts the runner. It reports [`Reports::ended`] as its last act, whatever happens.
+///
+/// # Errors
+/// EAGAIN when no thread can be made.
+pub fn spawn(job: Job) -> Result<()> {
+    let name = format!("th:{}", job.name);
+    // Nobody joins a runner: it reports its end as its last act.
+    thread::spawn_named(&name, move || run(job))
+        .map(drop)
+        .map_err(|error| Error::os("start a worker's thread", error))
+}
+
+fn run(job: Job) {
+    let mut interpreters = Vec::new();
+    let lives = std::panic::AssertUnwindSafe(|| run_lives(&job, &mut interpreters));
+    let error = match std::panic::catch_unwind(lives) {
+        Ok(outcome) => outcome.err().map(|error| error.to_string()),
+        Err(_) => Some("the runner thread panicked; the message is on stderr".into()),
+    };
+    job.reports.ended(&interpreters, error);
+}
+
+fn run_lives(job: &Job, interpreters: &mut Vec<i64>) -> Result<()> {
+    let (first, fall_back) = job.gils;
+    let refused = run_in(job, first, fall_back.is_some(), interpreters)?;
+    if let (true, Some(gil)) = (refused, fall_back) {
+        job.reports.refused_own_gil();
+        run_in(job, gil, false, interpreters)?;
+    }
+    Ok(())
+}
+
+/// One life of an interpreter. Whether an extension module refused it, so that it should be tried
+/// again with the other GIL.
+fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>) -> Result<bool> {
+    let interpreter = SubInterpreter::create(gil)?;
+    let token = interpreter.token();
+    let id = token.interpreter_id();
+    interpreters.push(id);
+    let stdio = match &job.stdio {
+        // A second life needs them again.
+        Some([stdout, stderr]) => {
+            Some([crate::sys::fd::duplicate(stdout)?, crate::sys::fd::duplicate(stderr)?])
+        }
+        None => None,
+    };
+    let worker = ThreadWorker {
+        spec: job.spec.clone(),
+        payload: Arc::clone(&job.payload),
+        stdio,
+        reports: Arc::clone(&job.reports),
+        fall_back: may_fall_back,
+    };
+    let entered = worker.enter(id);
+    job.door.open(token);
+    let outcome = entered
+        .and_then(|()| call::set_sys_path(token, &job.sys_path))
+        .and_then(|()| call::function(token, c"tractor_host._child", c"main"));
+    job.door.close(token);
+    forget_pending(token);
+    drain(job, token);
+    let refused = context::leave(id);
+    interpreter.end();
+    outcome.map(|()| refused)
+}
+
+/// Waits until this thread is the interpreter's last, telling the others to end. It does not return
+/// before: an interpreter that is ended under a living thread takes the process with it.
+fn drain(job: &Job, token: Token<'_>) {
+    let started = Instant::now();
+    let never = Event::new();
+    let mut told = false;
+    loop {
+        let left = match other_threads(token) {
+            Ok(left) => left,
+            Err(error) => {
+                // Without the layout nobody can be told to end, or counted.
+                crate::sys::log::line(format_args!(
+                    "the threads of worker {} are not known: {error}",
+                    job.name
+                ));
+                return;
+            }
+        };
+        if left.is_empty() {
+            return;
+        }
+        raise_exit_in(token, &left);
+        let mut period = PERIOD;
+        if started.elapsed() > job.drain {
+            if !told {
+                told = true;
+                job.reports.stuck(left.len());
+            }
+            period = PATIENT_PERIOD;
+        }
+        token.detached(|| never.wait_through_signals(Some(Instant::now() + period)));
+    }
+}

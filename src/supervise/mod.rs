@@ -1,0 +1,10 @@
+//! Who is alive, how they end, and the one thread that decides. It reaches workers through `spawn`
+//! and `interp`, and never waits for Python itself.
+
+pub mod exit;
+pub mod ladder;
+pub mod reactor;
+pub mod supervisor;
+pub mod worker;
+
+pub use supervisor::{Supervisor, forget_in_child};

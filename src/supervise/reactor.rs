@@ -1,0 +1,630 @@
+//! The supervisor's one thread: an epoll loop over pidfds, channels and orders, with timers. All
+//! decisions about a worker's end are made here, one after the other. It never waits for Python, for
+//! a worker or for a lock that is held across a wait.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::process::Signal;
+
+use super::exit::{Kind, Seen};
+use super::ladder::{Climb, Reason, Rung};
+use super::supervisor::Supervisor;
+use super::worker::{State, Worker};
+use crate::error::{Error, Result};
+use crate::interp::condemned::{Door, other_threads, raise_exit_in};
+use crate::spawn::subint::PERIOD;
+use crate::sys::event::{Event, Slot};
+use crate::sys::lock::lock;
+use crate::sys::process::{Child, Status};
+use crate::sys::{fd, log, memfile, thread};
+use crate::wire::frame::Decoder;
+use crate::wire::message::{self, FromWorker, ToWorker};
+
+/// An order to the reactor.
+pub(super) enum Command {
+    /// There is a new worker.
+    Watch(Arc<Worker>, Link),
+    /// There is none after all.
+    Forget(u64),
+    /// Run this here, because it forks.
+    Start(Box<dyn FnOnce() -> Result<Child> + Send>, Arc<Slot<Result<Child>>>),
+    /// A subinterpreter worker said something.
+    Said(u64, FromWorker, Vec<u8>),
+    /// A subinterpreter worker's target is over, but this many of its threads are not.
+    Stuck(u64, usize),
+    /// A runner's interpreters are gone.
+    RunnerEnded(u64, Vec<i64>, Option<String>),
+    /// Ask it to stop.
+    Cancel(u64),
+    /// End it.
+    Kill(u64, Reason),
+    /// Leave.
+    Stop,
+}
+
+/// How a worker is reached.
+pub(super) enum Link {
+    /// A process, by its channel and its pidfd.
+    Process(Box<Process>),
+    /// A subinterpreter, by the door to it.
+    Subint(Arc<Door>),
+}
+
+/// A worker process.
+pub(super) struct Process {
+    child: Child,
+    /// `None` once it is closed, by either side.
+    channel: Option<OwnedFd>,
+    decoder: Decoder,
+    outbox: VecDeque<Outgoing>,
+    boot_log: OwnedFd,
+}
+
+struct Outgoing {
+    bytes: Arc<Vec<u8>>,
+    sent: usize,
+    /// Goes beside the first byte.
+    fd: Option<OwnedFd>,
+}
+
+impl Process {
+    pub(super) fn new(child: Child, channel: OwnedFd, boot_log: OwnedFd) -> Self {
+        Self { child, channel: Some(channel), decoder: Decoder::new(), outbox: VecDeque::new(), boot_log }
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.child.pid()
+    }
+
+    pub(super) fn post(&mut self, bytes: Arc<Vec<u8>>) {
+        self.outbox.push_back(Outgoing { bytes, sent: 0, fd: None });
+    }
+
+    pub(super) fn post_with_fd(&mut self, bytes: Vec<u8>, fd: OwnedFd) {
+        self.outbox.push_back(Outgoing { bytes: Arc::new(bytes), sent: 0, fd: Some(fd) });
+    }
+
+    /// Writes what the channel takes. Whether something is left for later.
+    fn flush(&mut self) -> bool {
+        let Some(channel) = &self.channel else {
+            self.outbox.clear();
+            return false;
+        };
+        while let Some(item) = self.outbox.front_mut() {
+            let rest = &item.bytes[item.sent..];
+            if rest.is_empty() {
+                self.outbox.pop_front();
+                continue;
+            }
+            let sent = match &item.fd {
+                Some(fd) => fd::send_with_fd(channel, rest, fd.as_fd()),
+                None => rustix::net::send(channel, rest, rustix::net::SendFlags::NOSIGNAL),
+            };
+            match sent {
+                Ok(count) => {
+                    item.sent += count;
+                    item.fd = None;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return true,
+                Err(_) => {
+                    // The worker has closed its end; how it ends is seen at its pidfd.
+                    self.outbox.clear();
+                    return false;
+                }
+            }
+        }
+        false
+    }
+}
+
+/// A worker, as the reactor knows it.
+struct Entry {
+    worker: Arc<Worker>,
+    link: Link,
+    seen: Seen,
+    climb: Option<Climb>,
+    /// When somebody first asked for its end.
+    asked: Option<Instant>,
+    /// Tells helper threads of the interrupt rung that it is over.
+    over: Arc<Event>,
+    /// Its end has been published, but it is still there.
+    abandoned: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Alarm {
+    Timeout,
+    Rung,
+}
+
+/// The loop and what it alone owns.
+pub(super) struct Reactor {
+    supervisor: Arc<Supervisor>,
+    epoll: OwnedFd,
+    entries: HashMap<u64, Entry>,
+    alarms: BTreeSet<(Instant, u64, Alarm)>,
+}
+
+/// Event data: 0 is the order queue; a worker has two numbers of its own.
+const ORDERS: u64 = 0;
+
+fn pidfd_data(id: u64) -> u64 {
+    id * 2
+}
+
+fn channel_data(id: u64) -> u64 {
+    id * 2 + 1
+}
+
+impl Reactor {
+    pub(super) fn new(supervisor: Arc<Supervisor>) -> Result<Self> {
+        let failed = |errno: Errno| Error::os("make the supervisor's epoll", errno);
+        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(failed)?;
+        epoll::add(&epoll, &supervisor.wake, EventData::new_u64(ORDERS), EventFlags::IN).map_err(failed)?;
+        Ok(Self { supervisor, epoll, entries: HashMap::new(), alarms: BTreeSet::new() })
+    }
+
+    pub(super) fn run(mut self) {
+        let mut events = Vec::with_capacity(256);
+        loop {
+            let now = Instant::now();
+            let timeout =
+                self.alarms.first().map(|(at, ..)| thread::timespec(at.saturating_duration_since(now)));
+            events.clear();
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => log::line(format_args!("epoll failed in the supervisor: {errno}")),
+            }
+            for event in &events {
+                match event.data.u64() {
+                    ORDERS => fd::lower(&self.supervisor.wake),
+                    data if data % 2 == 0 => self.process_ended(data / 2),
+                    data => self.channel_ready(data / 2, event.flags),
+                }
+            }
+            if self.obey() {
+                return;
+            }
+            self.ring(Instant::now());
+        }
+    }
+
+    /// Carries out the orders that have come. Whether to leave.
+    fn obey(&mut self) -> bool {
+        loop {
+            let Some(command) = lock(&self.supervisor.queue).pop_front() else { return false };
+            match command {
+                Command::Watch(worker, link) => self.watch(worker, link),
+                Command::Forget(id) => drop(self.entries.remove(&id)),
+                Command::Start(job, reply) => {
+                    if let Err(Ok(child)) = reply.fill(job()) {
+                        child.destroy();
+                    }
+                }
+                Command::Said(id, message, payload) => self.said(id, message, payload),
+                Command::Stuck(id, threads) => self.stuck(id, threads),
+                Command::RunnerEnded(id, interpreters, error) => self.runner_ended(id, &interpreters, error),
+                Command::Cancel(id) => self.cancel(id),
+                Command::Kill(id, reason) => self.kill(id, reason),
+                Command::Stop => return true,
+            }
+        }
+    }
+
+    fn watch(&mut self, worker: Arc<Worker>, mut link: Link) {
+        let id = worker.id;
+        let mut failure = None;
+        if let Link::Process(process) = &mut link {
+            let wants = if process.flush() { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+            let added = epoll::add(
+                &self.epoll,
+                process.child.pidfd(),
+                EventData::new_u64(pidfd_data(id)),
+                EventFlags::IN,
+            );
+            let added = added.and_then(|()| match &process.channel {
+                Some(channel) => {
+                    epoll::add(&self.epoll, channel, EventData::new_u64(channel_data(id)), wants)
+                }
+                None => Ok(()),
+            });
+            failure = added.err();
+        }
+        if let Some(timeout) = worker.timeout
+            && let Ok(timeout) = crate::spawn::request::seconds("timeout", timeout)
+        {
+            self.alarms.insert((worker.created + timeout, id, Alarm::Timeout));
+        }
+        let entry = Entry {
+            worker,
+            link,
+            seen: Seen::default(),
+            climb: None,
+            asked: None,
+            over: Arc::default(),
+            abandoned: false,
+        };
+        self.entries.insert(id, entry);
+        if let Some(errno) = failure {
+            // Unwatched it would be lost: end it now, while we hold it.
+            self.fail(id, format!("the supervisor cannot watch it: {errno}"));
+        }
+    }
+
+    /// Ends a process worker on the spot because the supervisor can't serve it.
+    fn fail(&mut self, id: u64, failure: String) {
+        let Some(mut entry) = self.entries.remove(&id) else { return };
+        if let Link::Process(process) = &entry.link {
+            if let Err(error) = process.child.signal(Signal::KILL) {
+                log::line(format_args!("{error}"));
+            }
+            process.child.kill_group();
+        }
+        entry.seen.failure = Some(failure);
+        entry.seen.status = match entry.link {
+            Link::Process(process) => {
+                process.child.destroy();
+                Some(Status::Signalled { signal: libc::SIGKILL, core: false })
+            }
+            Link::Subint(_) => None,
+        };
+        self.publish(&entry.worker, &entry.seen, entry.asked);
+    }
+
+    fn channel_ready(&mut self, id: u64, flags: EventFlags) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Link::Process(process) = &mut entry.link else { return };
+        if flags.contains(EventFlags::OUT) && !process.flush() {
+            Self::want(&self.epoll, process, id, EventFlags::IN);
+        }
+        if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
+            self.read_channel(id);
+        }
+    }
+
+    fn want(epoll: &OwnedFd, process: &Process, id: u64, flags: EventFlags) {
+        if let Some(channel) = &process.channel
+            && let Err(errno) = epoll::modify(epoll, channel, EventData::new_u64(channel_data(id)), flags)
+        {
+            log::line(format_args!("epoll failed for worker {id}: {errno}"));
+        }
+    }
+
+    /// Takes in all that the worker has written so far.
+    fn read_channel(&mut self, id: u64) {
+        /// At most this much in one go, so that one worker can't keep all others waiting.
+        const FAIR_SHARE: usize = 4 << 20;
+        let mut chunk = vec![0; 1 << 18];
+        let mut taken = 0;
+        let mut broken = None;
+        let mut messages = Vec::new();
+        {
+            let Some(entry) = self.entries.get_mut(&id) else { return };
+            let Link::Process(process) = &mut entry.link else { return };
+            let Some(channel) = &process.channel else { return };
+            let mut closed = false;
+            // A worker that has ended writes no more: then all of it is taken.
+            let ended = entry.seen.status.is_some();
+            while ended || taken < FAIR_SHARE {
+                match rustix::io::read(channel, &mut chunk) {
+                    Ok(0) => closed = true,
+                    Ok(count) => {
+                        taken += count;
+                        process.decoder.push(&chunk[..count]);
+                        continue;
+                    }
+                    Err(Errno::INTR) => continue,
+                    Err(Errno::AGAIN) => {}
+                    Err(_) => closed = true,
+                }
+                break;
+            }
+            while broken.is_none() {
+                match process.decoder.next_frame() {
+                    Ok(Some(frame)) => match message::decode::<FromWorker>(&frame, "a worker's message") {
+                        Ok(message) => messages.push((message, frame.payload)),
+                        Err(error) => broken = Some(error),
+                    },
+                    Ok(None) => break,
+                    Err(error) => broken = Some(error),
+                }
+            }
+            if closed || broken.is_some() {
+                // Dropping the fd takes it out of the epoll.
+                process.channel = None;
+                process.outbox.clear();
+            }
+            if closed && broken.is_none() && process.decoder.is_mid_frame() {
+                broken = Some(Error::protocol("the channel was closed in the middle of a message"));
+            }
+        }
+        for (message, payload) in messages {
+            self.said(id, message, payload);
+        }
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        match broken {
+            Some(error) => {
+                entry.seen.failure = Some(error.to_string());
+                self.kill(id, Reason::Protocol);
+            }
+            None => {
+                // A worker that has no channel any more can't be reached or tell us anything: it is
+                // leaving, or it closed all its fds. It gets as long as a cancelled one.
+                let Link::Process(process) = &entry.link else { return };
+                if process.channel.is_none() && entry.seen.report.is_none() && entry.seen.status.is_none() {
+                    entry.seen.failure = Some("it closed the channel to its supervisor".into());
+                    self.kill(id, Reason::Protocol);
+                }
+            }
+        }
+    }
+
+    fn said(&mut self, id: u64, message: FromWorker, payload: Vec<u8>) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        match message {
+            FromWorker::Started => {
+                entry.seen.started = true;
+                entry.worker.advance(State::Running);
+                if entry.seen.cancelled {
+                    // It was asked before it could listen.
+                    self.ask_to_stop(id);
+                }
+            }
+            FromWorker::Returned | FromWorker::Raised { .. } => {
+                entry.worker.keep_outcome(payload);
+                entry.seen.report = Some(message);
+            }
+            FromWorker::Exited { .. } | FromWorker::Cancelled => entry.seen.report = Some(message),
+        }
+    }
+
+    fn cancel(&mut self, id: u64) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.seen.cancelled = true;
+        entry.asked.get_or_insert_with(Instant::now);
+        entry.worker.advance(State::Cancelling);
+        if entry.seen.started {
+            self.ask_to_stop(id);
+        }
+    }
+
+    /// The action of `cancel`.
+    fn ask_to_stop(&mut self, id: u64) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        match &mut entry.link {
+            Link::Process(process) => match message::encode(&ToWorker::Cancel, 0) {
+                Ok(bytes) => {
+                    process.post(Arc::new(bytes));
+                    if process.flush() {
+                        Self::want(&self.epoll, process, id, EventFlags::IN | EventFlags::OUT);
+                    }
+                }
+                Err(error) => log::line(format_args!("{error}")),
+            },
+            Link::Subint(door) => {
+                let door = Arc::clone(door);
+                helper("th-cancel", move || {
+                    if let Err(error) = door.cancel() {
+                        log::line(format_args!("a cancellation failed in the worker: {error}"));
+                    }
+                });
+            }
+        }
+    }
+
+    fn kill(&mut self, id: u64, reason: Reason) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.climb.is_some() || entry.abandoned {
+            return;
+        }
+        let now = Instant::now();
+        entry.asked.get_or_insert(now);
+        entry.worker.advance(State::Killing);
+        let climb = Climb::begin(&entry.worker.ladder, reason, entry.seen.started, now);
+        self.step(id, climb, reason);
+    }
+
+    /// Takes the rung, or gives the worker up where there is none.
+    fn step(&mut self, id: u64, climb: Option<Climb>, reason: Reason) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Some(climb) = climb else {
+            self.abandon(id, reason);
+            return;
+        };
+        entry.climb = Some(climb);
+        entry.seen.rung = Some((climb.rung(), reason));
+        self.alarms.insert((climb.until, id, Alarm::Rung));
+        match (climb.rung(), &entry.link) {
+            (Rung::Cancel, _) => self.ask_to_stop(id),
+            (Rung::Interrupt, Link::Process(process)) => signal(process, Signal::INT),
+            (Rung::Sigterm, Link::Process(process)) => signal(process, Signal::TERM),
+            (Rung::Sigkill, Link::Process(process)) => {
+                process.child.kill_group();
+                signal(process, Signal::KILL);
+            }
+            (Rung::Interrupt, Link::Subint(door)) => {
+                let (door, over) = (Arc::clone(door), Arc::clone(&entry.over));
+                helper("th-interrupt", move || interrupt(&door, &over, climb.until));
+            }
+            // Ladders have the rungs of their backend only, and giving up is no step of one.
+            (Rung::Sigterm | Rung::Sigkill, Link::Subint(_)) | (Rung::Abandoned, _) => {}
+        }
+    }
+
+    /// Publishes that the worker could not be ended, and goes on watching it.
+    fn abandon(&mut self, id: u64, reason: Reason) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.abandoned {
+            return;
+        }
+        entry.seen.abandoned = true;
+        entry.seen.rung.get_or_insert((Rung::Interrupt, reason));
+        entry.abandoned = true;
+        let (worker, asked) = (Arc::clone(&entry.worker), entry.asked);
+        let seen = std::mem::take(&mut entry.seen);
+        log::line(format_args!(
+            "worker `{}` ({}) could not be ended and is abandoned",
+            worker.name,
+            worker.backend.name()
+        ));
+        self.publish(&worker, &seen, asked);
+    }
+
+    fn stuck(&mut self, id: u64, threads: usize) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.abandoned {
+            return;
+        }
+        let name = entry.worker.name.clone();
+        if entry.seen.report == Some(FromWorker::Returned) {
+            entry.seen.failure = Some(format!("{threads} of its threads will not end"));
+        }
+        log::line(format_args!("worker `{name}`: {threads} threads that its target left will not end"));
+        self.abandon(id, Reason::Killed);
+    }
+
+    /// A worker's process is gone.
+    fn process_ended(&mut self, id: u64) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Link::Process(process) = &entry.link else { return };
+        // What it started and left behind goes with it; until it is reaped its group's id is its own.
+        process.child.kill_group();
+        match process.child.try_wait() {
+            Ok(Some(status)) => entry.seen.status = Some(status),
+            Ok(None) => return,
+            Err(error) => {
+                entry.seen.failure = Some(error.to_string());
+                entry.seen.status = Some(Status::Lost);
+            }
+        }
+        // Its last words may still be in the channel.
+        self.read_channel(id);
+        self.gone(id);
+    }
+
+    fn runner_ended(&mut self, id: u64, interpreters: &[i64], error: Option<String>) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            if let Some(error) = error {
+                entry.seen.failure.get_or_insert(error);
+            }
+            self.gone(id);
+        }
+        // Who was spawned by it has no owner any more.
+        let orphans: Vec<u64> = self
+            .entries
+            .values()
+            .filter(|entry| interpreters.contains(&entry.worker.owner))
+            .map(|entry| entry.worker.id)
+            .collect();
+        for orphan in orphans {
+            self.kill(orphan, Reason::OwnerGone);
+        }
+    }
+
+    /// The worker is really gone: publishes its end, unless it had been given up before.
+    fn gone(&mut self, id: u64) {
+        let Some(mut entry) = self.entries.remove(&id) else { return };
+        entry.over.set();
+        if entry.abandoned {
+            log::line(format_args!("worker `{}` has ended after all", entry.worker.name));
+            self.supervisor.reclaimed();
+            return;
+        }
+        if let Link::Process(process) = &entry.link {
+            let died = !matches!(entry.seen.status, Some(Status::Exited(0)));
+            if entry.seen.report.is_none() && died {
+                entry.seen.stderr = last_words(&entry.worker, &process.boot_log);
+            }
+        }
+        self.publish(&entry.worker, &entry.seen, entry.asked);
+    }
+
+    fn publish(&self, worker: &Arc<Worker>, seen: &Seen, asked: Option<Instant>) {
+        let mut exit = seen.judge();
+        exit.elapsed = asked.map(|asked| asked.elapsed().as_secs_f64());
+        exit.lifetime = worker.created.elapsed().as_secs_f64();
+        if let (Kind::Returned, Some(failure)) = (exit.kind, &seen.failure) {
+            exit.cause.push_str(&format!("; {failure}"));
+        }
+        // Counted before it is published, so that whoever waited sees it counted.
+        self.supervisor.counted(exit.kind, worker, seen.abandoned);
+        if worker.finish(exit) {
+            self.supervisor.forget(worker.id);
+        }
+    }
+
+    /// Acts on the alarms whose time has come.
+    fn ring(&mut self, now: Instant) {
+        while let Some(&(at, id, alarm)) = self.alarms.first() {
+            if at > now {
+                return;
+            }
+            self.alarms.pop_first();
+            let Some(entry) = self.entries.get(&id) else { continue };
+            match (alarm, entry.climb) {
+                (Alarm::Timeout, _) => {
+                    let seconds = entry.worker.timeout.unwrap_or(0.0);
+                    self.kill(id, Reason::TimedOut(seconds));
+                }
+                // An alarm of a rung that has been left behind has another time than the climb.
+                (Alarm::Rung, Some(climb)) if climb.until == at => {
+                    let next = climb.next(&entry.worker.ladder, now);
+                    self.step(id, next, climb.reason);
+                }
+                (Alarm::Rung, _) => {}
+            }
+        }
+    }
+}
+
+/// Sends a signal, and lets a stopped process act on it.
+fn signal(process: &Process, number: Signal) {
+    for number in [number, Signal::CONT] {
+        if let Err(error) = process.child.signal(number) {
+            log::line(format_args!("{error}"));
+        }
+    }
+}
+
+/// Runs what has to wait for an interpreter's GIL on a thread that can be spared.
+fn helper(name: &str, body: impl FnOnce() + Send + 'static) {
+    if let Err(error) = thread::spawn_deaf(name, body) {
+        log::line(format_args!("no thread for a rung of the ladder: {error}"));
+    }
+}
+
+/// The action of `interrupt` for a subinterpreter: `SystemExit` in all its threads, over and over.
+fn interrupt(door: &Door, over: &Event, until: Instant) {
+    while Instant::now() < until {
+        let told = door.visit(|token| other_threads(token).map(|threads| raise_exit_in(token, &threads)));
+        match told {
+            // It is past saving its interpreter: the runner ends it.
+            None => return,
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                log::line(format_args!("cannot interrupt: {error}"));
+                return;
+            }
+        }
+        if over.wait_through_signals(Some((Instant::now() + PERIOD).min(until))) {
+            return;
+        }
+    }
+}
+
+/// The end of what a dead worker wrote to stderr, as far as that was recorded.
+fn last_words(worker: &Worker, boot_log: &OwnedFd) -> String {
+    /// Enough for a traceback of the end of a deep stack.
+    const LIMIT: usize = 8 << 10;
+    let mut text = memfile::tail(boot_log, LIMIT).unwrap_or_default();
+    if let Ok(collected) = worker.output(true) {
+        text.extend_from_slice(&collected[collected.len().saturating_sub(LIMIT)..]);
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}

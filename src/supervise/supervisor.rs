@@ -1,0 +1,392 @@
+//! The supervisor of this process: the registry, and what API calls do to it. Decisions are the
+//! reactor's; here requests are checked, workers made, and orders passed on.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::exit::Kind;
+use super::ladder::{Ladder, Reason};
+use super::reactor::{Command, Link, Process, Reactor};
+use super::worker::{Parts, State, Worker};
+use crate::error::{Error, Kind as ErrorKind, Result};
+use crate::interp::condemned::Door;
+use crate::spawn::clean::CleanThread;
+use crate::spawn::fork::{self, Luggage};
+use crate::spawn::request::{Backend, GilPolicy, Request, bytes, seconds};
+use crate::spawn::stdio::Streams;
+use crate::spawn::{Reports, exec, subint};
+use crate::sys::event::Slot;
+use crate::sys::fork_local::ForkLocal;
+use crate::sys::lock::lock;
+use crate::sys::process::{self, Child};
+use crate::sys::{fd, memfile, thread};
+use crate::wire::message::{self, Contract, FromWorker, ToWorker};
+
+static SUPERVISOR: ForkLocal<Arc<Supervisor>> = ForkLocal::new();
+
+/// How long a spawn may wait for the main interpreter's GIL, or for the reactor.
+const SPAWN_BOUND: Duration = Duration::from_secs(30);
+
+/// In the only thread of a fork's child: forgets the parent's workers.
+pub fn forget_in_child() {
+    SUPERVISOR.forget();
+}
+
+/// All that this process knows of its workers.
+pub struct Supervisor {
+    pub(super) queue: Mutex<VecDeque<Command>>,
+    pub(super) wake: OwnedFd,
+    workers: Mutex<HashMap<u64, Arc<Worker>>>,
+    clean: CleanThread,
+    reactor: Mutex<Option<JoinHandle<()>>>,
+    next_id: AtomicU64,
+    closing: AtomicBool,
+    memory: Mutex<Memory>,
+    counts: Mutex<Counts>,
+}
+
+/// What is remembered of targets.
+#[derive(Default)]
+struct Memory {
+    /// They need modules that refuse a GIL of their own.
+    needs_shared_gil: HashSet<String>,
+    /// They could not be ended in a subinterpreter.
+    needs_process: HashSet<String>,
+}
+
+#[derive(Default)]
+struct Counts {
+    spawned: u64,
+    ended: BTreeMap<Kind, u64>,
+    abandoned_now: u64,
+    reclaimed: u64,
+}
+
+impl Supervisor {
+    /// This process's supervisor, started by the first call.
+    ///
+    /// # Errors
+    /// EMFILE, EAGAIN; in a process that was forked behind our back.
+    pub fn get() -> Result<&'static Arc<Self>> {
+        let supervisor = SUPERVISOR.get_or_make(|| {
+            Ok(Arc::new(Self {
+                queue: Mutex::default(),
+                wake: fd::event_fd()?,
+                workers: Mutex::default(),
+                clean: CleanThread::default(),
+                reactor: Mutex::default(),
+                next_id: AtomicU64::new(1),
+                closing: AtomicBool::new(false),
+                memory: Mutex::default(),
+                counts: Mutex::default(),
+            }))
+        })?;
+        supervisor.start()?;
+        Ok(supervisor)
+    }
+
+    /// This process's supervisor, if it has one.
+    ///
+    /// # Errors
+    /// In a process that was forked behind our back.
+    pub fn existing() -> Result<Option<&'static Arc<Self>>> {
+        SUPERVISOR.get()
+    }
+
+    fn start(self: &Arc<Self>) -> Result<()> {
+        let mut running = lock(&self.reactor);
+        if running.is_none() && !self.closing.load(Ordering::Acquire) {
+            let reactor = Reactor::new(Arc::clone(self))?;
+            let handle = thread::spawn_deaf("th-supervisor", move || reactor.run())
+                .map_err(|error| Error::os("start the supervisor's thread", error))?;
+            *running = Some(handle);
+        }
+        Ok(())
+    }
+
+    pub(super) fn order(&self, command: Command) {
+        lock(&self.queue).push_back(command);
+        fd::raise(&self.wake);
+    }
+
+    /// A worker by its id.
+    ///
+    /// # Errors
+    /// When nobody holds it any more and it has ended.
+    pub fn worker(&self, id: u64) -> Result<Arc<Worker>> {
+        let found = lock(&self.workers).get(&id).cloned();
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no worker {id}")))
+    }
+
+    /// The workers that have not ended, oldest first.
+    pub fn live(&self) -> Vec<Arc<Worker>> {
+        let mut found: Vec<_> =
+            lock(&self.workers).values().filter(|worker| worker.state() != State::Ended).cloned().collect();
+        found.sort_by_key(|worker| worker.id);
+        found
+    }
+
+    /// Numbers for `tractor_host.statistics()`.
+    pub fn statistics(&self) -> serde_json::Value {
+        let counts = lock(&self.counts);
+        let ended = |kind: Kind| counts.ended.get(&kind).copied().unwrap_or(0);
+        json!({
+            "spawned": counts.spawned,
+            "live": self.live().len(),
+            "returned": ended(Kind::Returned),
+            "raised": ended(Kind::Raised),
+            "cancelled": ended(Kind::Cancelled),
+            "killed": ended(Kind::Killed),
+            "signalled": ended(Kind::Signalled),
+            "exited": ended(Kind::Exited),
+            "abandoned": ended(Kind::Abandoned),
+            "quarantined": counts.abandoned_now,
+            "reclaimed": counts.reclaimed,
+        })
+    }
+
+    /// Gives a handle back; an ended worker without handles is forgotten.
+    pub fn release(&self, id: u64) {
+        if let Ok(worker) = self.worker(id)
+            && worker.release()
+        {
+            lock(&self.workers).remove(&id);
+        }
+    }
+
+    /// Asks a worker to stop.
+    pub fn cancel(&self, worker: &Worker) {
+        self.order(Command::Cancel(worker.id));
+    }
+
+    /// Begins to end a worker.
+    pub fn kill(&self, worker: &Worker) {
+        self.order(Command::Kill(worker.id, Reason::Killed));
+    }
+
+    /// Makes a worker and sets it to work.
+    ///
+    /// # Errors
+    /// What is wrong with the request; what the operating system refuses; after shutdown. Nothing of
+    /// the worker is left behind then.
+    pub fn spawn(
+        self: &Arc<Self>,
+        owner: i64,
+        mut request: Request,
+        payload: Arc<Vec<u8>>,
+    ) -> Result<Arc<Worker>> {
+        request.check()?;
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::state("tractor_host is shutting down: no worker can be spawned any more"));
+        }
+        if request.promote
+            && !request.backend.is_process()
+            && lock(&self.memory).needs_process.contains(&request.target)
+        {
+            request.backend = Backend::Fork;
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let name = request.name.clone().unwrap_or_else(|| format!("{}-{id}", short(&request.target)));
+        let mut streams = Streams::open(&request.stdio)?;
+        let worker = Arc::new(Worker::new(Parts {
+            id,
+            name,
+            target: request.target.clone(),
+            backend: request.backend,
+            owner,
+            ladder: Ladder::new(
+                request.backend,
+                seconds("cancel_timeout", request.cancel_timeout)?,
+                seconds("kill_timeout", request.kill_timeout)?,
+            ),
+            timeout: request.timeout,
+            collected: streams.as_mut().and_then(|streams| streams.collected.take()),
+        }));
+        lock(&self.workers).insert(id, Arc::clone(&worker));
+        let made = match request.backend {
+            Backend::Subint => self.spawn_subint(&worker, request, streams, payload),
+            Backend::Fork => self.spawn_fork(&worker, request, streams, payload),
+            Backend::Exec => self.spawn_exec(&worker, request, streams, payload),
+        };
+        match made {
+            Ok(()) => {
+                lock(&self.counts).spawned += 1;
+                Ok(worker)
+            }
+            Err(error) => {
+                lock(&self.workers).remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    fn spawn_subint(
+        self: &Arc<Self>,
+        worker: &Arc<Worker>,
+        request: Request,
+        streams: Option<Streams>,
+        payload: Arc<Vec<u8>>,
+    ) -> Result<()> {
+        let mut gil = request.gil;
+        if gil == GilPolicy::Auto && lock(&self.memory).needs_shared_gil.contains(&request.target) {
+            gil = GilPolicy::Shared;
+        }
+        let door = Arc::new(Door::new());
+        let sys_path =
+            request.sys_path.iter().map(|entry| bytes("sys.path", entry)).collect::<Result<_>>()?;
+        // Known to the reactor before the runner can say a word.
+        self.order(Command::Watch(Arc::clone(worker), Link::Subint(Arc::clone(&door))));
+        let job = subint::Job {
+            name: worker.name.clone(),
+            gils: gil.plan(),
+            spec: request.spec,
+            payload,
+            sys_path,
+            stdio: streams.map(|streams| [streams.stdout, streams.stderr]),
+            door,
+            reports: Arc::new(RunnerReports { supervisor: Arc::clone(self), worker: Arc::clone(worker) }),
+            drain: worker.ladder.bound(),
+        };
+        subint::spawn(job).inspect_err(|_| self.order(Command::Forget(worker.id)))
+    }
+
+    fn spawn_fork(
+        &self,
+        worker: &Arc<Worker>,
+        request: Request,
+        streams: Option<Streams>,
+        payload: Arc<Vec<u8>>,
+    ) -> Result<()> {
+        let (ours, theirs) = fd::channel_pair()?;
+        let boot_log = memfile::create("th-boot")?;
+        let kept_log = fd::duplicate(&boot_log)?;
+        let cwd = request.cwd.as_deref().map(|cwd| bytes("cwd", cwd)).transpose()?;
+        let luggage = Luggage {
+            contract: Contract { name: format!("th:{}", worker.name), parent: process::id() },
+            spec: request.spec,
+            payload,
+            channel: theirs,
+            streams,
+            boot_log,
+            cwd: cwd.map(|cwd| std::ffi::OsString::from_vec(cwd).into()),
+        };
+        let child = fork::spawn(&self.clean, luggage, Instant::now() + SPAWN_BOUND)?;
+        self.watch(worker, Process::new(child, ours, kept_log));
+        Ok(())
+    }
+
+    fn spawn_exec(
+        &self,
+        worker: &Arc<Worker>,
+        request: Request,
+        streams: Option<Streams>,
+        payload: Arc<Vec<u8>>,
+    ) -> Result<()> {
+        let (ours, theirs) = fd::channel_pair()?;
+        let boot_log = memfile::create("th-boot")?;
+        let kept_log = fd::duplicate(&boot_log)?;
+        let contract = Contract { name: format!("th:{}", worker.name), parent: process::id() };
+        let spec = ToWorker::Spec { spec: request.spec.clone(), contract };
+        let head = message::encode(&spec, payload.len())?;
+        let stderr = match &streams {
+            Some(streams) => fd::duplicate(streams.stderr.as_fd())?,
+            None => fd::duplicate(rustix::stdio::stderr())
+                .or_else(|_| fd::open("/dev/null".as_ref(), rustix::fs::OFlags::WRONLY))?,
+        };
+        // The reactor starts it: its thread outlives the child, whose death signal follows that.
+        let reply = Arc::new(Slot::<Result<Child>>::default());
+        let job = Box::new(move || exec::spawn(&request, theirs, streams.as_ref(), boot_log));
+        self.order(Command::Start(job, Arc::clone(&reply)));
+        let child = reply.take(Some(Instant::now() + SPAWN_BOUND)).unwrap_or_else(|| {
+            Err(Error::timed_out("the supervisor's thread did not start the process in time"))
+        })?;
+        let mut process = Process::new(child, ours, kept_log);
+        process.post_with_fd(head, stderr);
+        process.post(payload);
+        self.watch(worker, process);
+        Ok(())
+    }
+
+    fn watch(&self, worker: &Arc<Worker>, process: Process) {
+        worker.set_pid(process.pid());
+        self.order(Command::Watch(Arc::clone(worker), Link::Process(Box::new(process))));
+    }
+
+    /// Ends every worker, then the supervisor's own threads. No worker can be spawned afterwards.
+    /// Returns how many workers had to be left behind.
+    ///
+    /// # Errors
+    /// Interrupted, when a signal arrived: call it again to go on waiting.
+    pub fn shut_down(&self) -> Result<u64> {
+        self.closing.store(true, Ordering::Release);
+        for worker in self.live() {
+            self.order(Command::Kill(worker.id, Reason::Shutdown));
+        }
+        for worker in self.live() {
+            // Bounded by the worker's ladder, whose last rung is to give it up.
+            worker.wait(None)?;
+        }
+        self.order(Command::Stop);
+        if let Some(handle) = lock(&self.reactor).take() {
+            // Its panic has been printed; nothing is left to do about it.
+            let _ = handle.join();
+        }
+        self.clean.stop();
+        Ok(lock(&self.counts).abandoned_now)
+    }
+
+    pub(super) fn counted(&self, kind: Kind, worker: &Worker, abandoned: bool) {
+        let mut counts = lock(&self.counts);
+        *counts.ended.entry(kind).or_default() += 1;
+        if abandoned {
+            counts.abandoned_now += 1;
+            lock(&self.memory).needs_process.insert(worker.target.clone());
+        }
+    }
+
+    pub(super) fn forget(&self, id: u64) {
+        lock(&self.workers).remove(&id);
+    }
+
+    pub(super) fn reclaimed(&self) {
+        let mut counts = lock(&self.counts);
+        counts.abandoned_now -= 1;
+        counts.reclaimed += 1;
+    }
+}
+
+/// Carries what a runner thread says to the reactor.
+struct RunnerReports {
+    supervisor: Arc<Supervisor>,
+    worker: Arc<Worker>,
+}
+
+impl Reports for RunnerReports {
+    fn message(&self, message: FromWorker, payload: Vec<u8>) {
+        self.supervisor.order(Command::Said(self.worker.id, message, payload));
+    }
+
+    fn refused_own_gil(&self) {
+        lock(&self.supervisor.memory).needs_shared_gil.insert(self.worker.target.clone());
+    }
+
+    fn stuck(&self, threads: usize) {
+        self.supervisor.order(Command::Stuck(self.worker.id, threads));
+    }
+
+    fn ended(&self, interpreters: &[i64], error: Option<String>) {
+        self.supervisor.order(Command::RunnerEnded(self.worker.id, interpreters.to_vec(), error));
+    }
+}
+
+/// The last part of a target's name, which a thread's name has room for.
+fn short(target: &str) -> &str {
+    target.rsplit(['.', ':']).next().filter(|part| !part.is_empty()).unwrap_or("worker")
+}

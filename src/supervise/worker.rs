@@ -1,0 +1,228 @@
+//! One worker as everybody sees it: what it is, its state, its end.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::exit::{Exit, Kind};
+use super::ladder::Ladder;
+use crate::error::{Error, Result};
+use crate::spawn::request::Backend;
+use crate::sys::event::{Event, Wait};
+use crate::sys::lock::lock;
+
+/// Where a worker is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Made, but its target has not begun.
+    Booting,
+    /// Its target runs.
+    Running,
+    /// It was asked to stop.
+    Cancelling,
+    /// The ladder is being climbed.
+    Killing,
+    /// It is over.
+    Ended,
+}
+
+/// A worker. Shared between its handles and the reactor, which alone moves it on.
+#[derive(Debug)]
+pub struct Worker {
+    /// Unique in this process, from 1.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Its target in words.
+    pub target: String,
+    /// Its wall.
+    pub backend: Backend,
+    /// The interpreter that asked for it.
+    pub owner: i64,
+    /// When it was asked for.
+    pub created: Instant,
+    /// How it is ended.
+    pub ladder: Ladder,
+    /// Its time limit, in seconds.
+    pub timeout: Option<f64>,
+    ended: Event,
+    shared: Mutex<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: State,
+    pid: Option<i32>,
+    exit: Option<Exit>,
+    outcome: Option<Arc<Vec<u8>>>,
+    collected: Option<(OwnedFd, OwnedFd)>,
+    /// Readable once the worker has ended; made when somebody asks for it.
+    notify: Option<OwnedFd>,
+    handles: usize,
+}
+
+/// What a worker is made of.
+pub(super) struct Parts {
+    pub(super) id: u64,
+    pub(super) name: String,
+    pub(super) target: String,
+    pub(super) backend: Backend,
+    pub(super) owner: i64,
+    pub(super) ladder: Ladder,
+    pub(super) timeout: Option<f64>,
+    pub(super) collected: Option<(OwnedFd, OwnedFd)>,
+}
+
+impl Worker {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { id, name, target, backend, owner, ladder, timeout, collected } = parts;
+        let shared = Shared {
+            state: State::Booting,
+            pid: None,
+            exit: None,
+            outcome: None,
+            collected,
+            notify: None,
+            handles: 1,
+        };
+        Self {
+            id,
+            name,
+            target,
+            backend,
+            owner,
+            created: Instant::now(),
+            ladder,
+            timeout,
+            ended: Event::new(),
+            shared: Mutex::new(shared),
+        }
+    }
+
+    /// What `tractor_host.workers()` tells of it.
+    pub fn info(&self) -> serde_json::Value {
+        let shared = lock(&self.shared);
+        json!({
+            "id": self.id,
+            "name": self.name,
+            "target": self.target,
+            "backend": self.backend.name(),
+            "pid": shared.pid,
+            "state": shared.state,
+            "age": self.created.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// How it ended, if it has.
+    pub fn exit(&self) -> Option<Exit> {
+        lock(&self.shared).exit.clone()
+    }
+
+    /// Waits for its end. Whether it has ended by the deadline.
+    ///
+    /// # Errors
+    /// Interrupted, when a signal arrived.
+    pub fn wait(&self, deadline: Option<Instant>) -> Result<bool> {
+        match self.ended.wait_until(deadline) {
+            Wait::Set => Ok(true),
+            Wait::TimedOut => Ok(false),
+            Wait::Interrupted => Err(Error::interrupted()),
+        }
+    }
+
+    /// The pickled value or exception that it ended with.
+    pub fn outcome(&self) -> Option<Arc<Vec<u8>>> {
+        lock(&self.shared).outcome.clone()
+    }
+
+    /// What it has written so far, where that is collected.
+    ///
+    /// # Errors
+    /// When it is not collected.
+    pub fn output(&self, stderr: bool) -> Result<Vec<u8>> {
+        let shared = lock(&self.shared);
+        let Some((out, err)) = &shared.collected else {
+            return Err(Error::invalid(format!(
+                "the output of worker `{}` is not collected; use stdio=\"pipe\"",
+                self.name
+            )));
+        };
+        crate::sys::memfile::tail(if stderr { err } else { out }, usize::MAX)
+    }
+
+    /// The number of an fd that is readable once it has ended. It belongs to the worker.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub fn fileno(&self) -> Result<i32> {
+        use std::os::fd::AsRawFd;
+        let mut shared = lock(&self.shared);
+        if shared.notify.is_none() {
+            let fd = crate::sys::fd::event_fd()?;
+            if shared.state == State::Ended {
+                crate::sys::fd::raise(&fd);
+            }
+            shared.notify = Some(fd);
+        }
+        Ok(shared.notify.as_ref().map_or(-1, AsRawFd::as_raw_fd))
+    }
+
+    /// Counts one more handle.
+    pub fn hold(&self) {
+        lock(&self.shared).handles += 1;
+    }
+
+    /// Counts one handle less. Whether nobody can ask about it any more and it has ended.
+    pub fn release(&self) -> bool {
+        let mut shared = lock(&self.shared);
+        shared.handles = shared.handles.saturating_sub(1);
+        shared.handles == 0 && shared.state == State::Ended
+    }
+
+    /// Its state.
+    pub fn state(&self) -> State {
+        lock(&self.shared).state
+    }
+
+    /// Its pid, for a process.
+    pub fn pid(&self) -> Option<i32> {
+        lock(&self.shared).pid
+    }
+
+    pub(super) fn set_pid(&self, pid: i32) {
+        lock(&self.shared).pid = Some(pid);
+    }
+
+    /// Moves on to a later state; never back.
+    pub(super) fn advance(&self, to: State) {
+        let mut shared = lock(&self.shared);
+        if (to as u8) > (shared.state as u8) {
+            shared.state = to;
+        }
+    }
+
+    pub(super) fn keep_outcome(&self, payload: Vec<u8>) {
+        lock(&self.shared).outcome = Some(Arc::new(payload));
+    }
+
+    /// Publishes the end and wakes everyone. Whether no handle is left to ask about it.
+    pub(super) fn finish(&self, exit: Exit) -> bool {
+        let mut shared = lock(&self.shared);
+        shared.state = State::Ended;
+        if !matches!(exit.kind, Kind::Returned | Kind::Raised) {
+            shared.outcome = None;
+        }
+        shared.exit = Some(exit);
+        if let Some(fd) = &shared.notify {
+            crate::sys::fd::raise(fd);
+        }
+        let forgotten = shared.handles == 0;
+        drop(shared);
+        self.ended.set();
+        forgotten
+    }
+}

@@ -1,0 +1,178 @@
+//! Making fds that no child inherits, and taking inherited ones away in a forked child.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::{DupFlags, Errno};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::error::{Error, Result};
+
+/// A connected pair of stream sockets: the supervisor's end (non-blocking) and the worker's.
+///
+/// # Errors
+/// The operating system's (EMFILE, ENFILE).
+pub fn channel_pair() -> Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+        .map_err(|errno| Error::os("make a worker's channel", errno))?;
+    rustix::io::ioctl_fionbio(&ours, true)
+        .map_err(|errno| Error::os("make a worker's channel non-blocking", errno))?;
+    Ok((ours, theirs))
+}
+
+/// Opens a file for a worker's stdio.
+///
+/// # Errors
+/// The operating system's, with the path in the message.
+pub fn open(path: &std::path::Path, flags: OFlags) -> Result<OwnedFd> {
+    rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::from_bits_truncate(0o666))
+        .map_err(|errno| Error::os(format_args!("open `{}`", path.display()), errno))
+}
+
+/// A copy of `fd` under a number of at least 3, closed at exec.
+///
+/// # Errors
+/// The operating system's (EMFILE).
+pub fn duplicate(fd: impl AsFd) -> Result<OwnedFd> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(|errno| Error::os("copy a descriptor", errno))
+}
+
+/// Makes `number` a copy of `fd`, open across exec. For 0, 1 and 2 of a new process.
+///
+/// # Errors
+/// The operating system's.
+pub fn place(fd: BorrowedFd<'_>, number: RawFd) -> Result<()> {
+    place_with(fd, number, DupFlags::empty())
+        .map_err(|errno| Error::os(format_args!("place descriptor {number}"), errno))
+}
+
+fn place_with(fd: BorrowedFd<'_>, number: RawFd, flags: DupFlags) -> rustix::io::Result<()> {
+    if fd.as_raw_fd() == number {
+        // dup3 refuses equal numbers; the only effect it would have is on the flag.
+        return rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty());
+    }
+    // SAFETY: the number is only named so that dup3 can replace what it means; ManuallyDrop keeps
+    // this temporary owner from closing it.
+    let mut target = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+    rustix::io::dup3(fd, &mut target, flags)
+}
+
+/// Takes over an fd that an exec'd program was given by number.
+///
+/// # Errors
+/// EBADF when there is no such fd.
+pub fn adopt_inherited(number: RawFd) -> Result<OwnedFd> {
+    // SAFETY: borrowed for one call only; a number that is not open gives EBADF, never memory errors.
+    let inherited = unsafe { BorrowedFd::borrow_raw(number) };
+    duplicate(inherited)
+}
+
+/// In a forked child: makes every inherited fd above 2, but those in `keep`, useless without freeing
+/// its number.
+///
+/// The files, pipes and sockets behind them are let go, so no peer waits for an end of file that
+/// cannot come. The numbers stay taken, by a descriptor on which every read and write fails with
+/// EBADF: Python objects copied from the parent still think that they own them, and closing a number
+/// that had meanwhile been given to a new file would hit that file.
+///
+/// # Errors
+/// The operating system's, when /proc/self/fd cannot be read.
+pub fn neutralise_inherited(keep: &[RawFd]) -> Result<()> {
+    let tomb = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Error::os("open `/` as a placeholder", errno))?;
+    for number in super::procfs::open_fds()? {
+        if number <= 2 || number == tomb.as_raw_fd() || keep.contains(&number) {
+            continue;
+        }
+        // SAFETY: named to test that it is still open: listing /proc/self/fd itself used one.
+        let open = unsafe { BorrowedFd::borrow_raw(number) };
+        if rustix::io::fcntl_getfd(open) == Err(Errno::BADF) {
+            continue;
+        }
+        place_with(tomb.as_fd(), number, DupFlags::CLOEXEC)
+            .map_err(|errno| Error::os(format_args!("let descriptor {number} go"), errno))?;
+    }
+    Ok(())
+}
+
+/// Writes all of `bytes` to a blocking fd.
+///
+/// # Errors
+/// The operating system's; EPIPE when the other side is gone.
+pub fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> std::io::Result<()> {
+    while !bytes.is_empty() {
+        match rustix::net::send(&fd, bytes, rustix::net::SendFlags::NOSIGNAL) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Sends `bytes` with a descriptor beside the first of them; returns how many bytes went.
+///
+/// # Errors
+/// The operating system's; EAGAIN when the socket is full.
+pub fn send_with_fd(socket: impl AsFd, bytes: &[u8], fd: BorrowedFd<'_>) -> rustix::io::Result<usize> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let fds = [fd];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    sendmsg(socket, &[std::io::IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)
+}
+
+/// Receives some bytes and the descriptor that came beside them, if one did.
+///
+/// # Errors
+/// The operating system's; `UnexpectedEof` at the end of the stream.
+pub fn receive_with_fd(socket: impl AsFd) -> std::io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut bytes = vec![0; 1 << 16];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
+        match recvmsg(&socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            outcome => break outcome?,
+        }
+    };
+    if received.bytes == 0 {
+        return Err(std::io::ErrorKind::UnexpectedEof.into());
+    }
+    bytes.truncate(received.bytes);
+    let mut found = None;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(fds) = message {
+            for fd in fds {
+                // One is expected; a further one would be closed here, not leaked.
+                found.get_or_insert(fd);
+            }
+        }
+    }
+    Ok((bytes, found))
+}
+
+/// A counter that is readable once [`raise`] has been called on it.
+///
+/// # Errors
+/// EMFILE.
+pub fn event_fd() -> Result<OwnedFd> {
+    use rustix::event::{EventfdFlags, eventfd};
+    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map_err(|errno| Error::os("make an event descriptor", errno))
+}
+
+/// Makes an event descriptor readable.
+pub fn raise(event: &OwnedFd) {
+    // It fails only when the counter is full, and then it is readable.
+    let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+}
+
+/// Makes an event descriptor unreadable until it is raised again.
+pub fn lower(event: &OwnedFd) {
+    // EAGAIN: it was not raised.
+    let _ = rustix::io::read(event, &mut [0; 8]);
+}

@@ -1,0 +1,14 @@
+//! Taking a `std` mutex without a poison check.
+//!
+//! Why `std` and not parking_lot: a fork copies every lock in the state it has at that moment.
+//! `std`'s mutex is one futex word that belongs to its owner and can be left behind with it;
+//! parking_lot's waiters share one process-wide table, and a bucket of it that was held by another
+//! thread at the fork stays locked for ever in the child.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks `mutex`. A thread that panicked while it held it left its data consistent, because every
+/// critical section in this crate assigns whole values; so poison is not an error here.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,79 @@
+//! What /proc says of this process.
+
+use std::os::fd::RawFd;
+
+use crate::error::{Error, Result};
+
+/// The fds that are open, but for the one used to look.
+///
+/// # Errors
+/// The operating system's, when /proc is not mounted.
+pub fn open_fds() -> Result<Vec<RawFd>> {
+    numbers("/proc/self/fd")
+}
+
+/// The kernel's ids of this process's threads.
+///
+/// # Errors
+/// The operating system's, when /proc is not mounted.
+pub fn threads() -> Result<Vec<i32>> {
+    numbers("/proc/self/task")
+}
+
+/// The names of this process's threads, in no order.
+///
+/// # Errors
+/// The operating system's, when /proc is not mounted.
+pub fn thread_names() -> Result<Vec<String>> {
+    let names = threads()?.into_iter().filter_map(|id| {
+        // A thread that ended since it was listed has no name any more.
+        let name = std::fs::read_to_string(format!("/proc/self/task/{id}/comm")).ok()?;
+        Some(name.trim_end().to_owned())
+    });
+    Ok(names.collect())
+}
+
+/// The pids of this process's direct children, zombies included.
+///
+/// # Errors
+/// The operating system's, when /proc is not mounted.
+pub fn children() -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for thread in threads()? {
+        let path = format!("/proc/self/task/{thread}/children");
+        match std::fs::read_to_string(&path) {
+            Ok(list) => found.extend(list.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok())),
+            // The thread ended since it was listed; its children are listed under another.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::os(format_args!("read `{path}`"), error)),
+        }
+    }
+    Ok(found)
+}
+
+/// Resident memory, in bytes.
+///
+/// # Errors
+/// The operating system's, when /proc is not mounted.
+pub fn resident_bytes() -> Result<u64> {
+    let path = "/proc/self/statm";
+    let text =
+        std::fs::read_to_string(path).map_err(|error| Error::os(format_args!("read `{path}`"), error))?;
+    let pages: u64 = text.split_whitespace().nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    Ok(pages * rustix::param::page_size() as u64)
+}
+
+fn numbers(path: &str) -> Result<Vec<i32>> {
+    let entries = std::fs::read_dir(path).map_err(|error| Error::os(format_args!("read `{path}`"), error))?;
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|error| Error::os(format_args!("read `{path}`"), error))?;
+        found.extend(entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(found)
+}
+
+/// Whether an fd that was listed is still open: the one that listed them is not.
+pub fn is_open(fd: RawFd) -> bool {
+    std::fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok()
+}

@@ -1,0 +1,89 @@
+//! Signal masks and dispositions.
+
+use std::mem::MaybeUninit;
+
+/// The highest signal number of Linux on the machines that we know.
+const LAST_SIGNAL: libc::c_int = 64;
+
+/// Blocks every signal on the calling thread, but for those that a fault of its own raises.
+pub fn block_all() {
+    let mut set = full_set();
+    for fault in [libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGABRT] {
+        // SAFETY: `set` is an initialised signal set and `fault` a valid signal number.
+        unsafe { libc::sigdelset(&mut set, fault) };
+    }
+    // SAFETY: `set` is initialised; a null old set is allowed. SIG_SETMASK with a valid set cannot fail.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()) };
+}
+
+/// Gives the calling thread an empty signal mask and every signal its default action, as a program
+/// that has just been started by a shell has it. For the only thread of a new process.
+pub fn reset_for_new_process() {
+    for number in 1..=LAST_SIGNAL {
+        // SAFETY: SIG_DFL installs no code. Numbers that cannot be set (SIGKILL, SIGSTOP, those that
+        // glibc keeps for itself) are refused with EINVAL, which is what we want for them.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+    unblock_all();
+}
+
+/// Gives the calling thread an empty signal mask.
+pub fn unblock_all() {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises what it is given; the mask call reads it then.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut());
+    }
+}
+
+fn full_set() -> libc::sigset_t {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset initialises the whole set before it is read.
+    unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        set.assume_init()
+    }
+}
+
+/// The signal that tells the main thread of a worker process that it has been cancelled. A real-time
+/// one, so that no program has a meaning for it; `_child` gives it a Python handler.
+pub fn cancel_signal() -> i32 {
+    libc::SIGRTMIN() + 12
+}
+
+/// Sends a signal to one thread of this process.
+///
+/// # Errors
+/// `ESRCH` when the thread has ended.
+pub fn to_thread(thread: i32, number: i32) -> std::io::Result<()> {
+    // SAFETY: tgkill takes three integers and touches no memory of ours.
+    let done = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, number) };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// A signal's name and meaning, for people: `SIGSEGV (segmentation fault)`.
+pub fn describe(number: i32) -> String {
+    let (name, meaning) = match number {
+        libc::SIGHUP => ("SIGHUP", "hangup"),
+        libc::SIGINT => ("SIGINT", "interrupt"),
+        libc::SIGQUIT => ("SIGQUIT", "quit"),
+        libc::SIGILL => ("SIGILL", "illegal instruction"),
+        libc::SIGTRAP => ("SIGTRAP", "trap"),
+        libc::SIGABRT => ("SIGABRT", "abort"),
+        libc::SIGBUS => ("SIGBUS", "bus error"),
+        libc::SIGFPE => ("SIGFPE", "arithmetic error"),
+        libc::SIGKILL => ("SIGKILL", "killed"),
+        libc::SIGUSR1 => ("SIGUSR1", "user signal 1"),
+        libc::SIGSEGV => ("SIGSEGV", "segmentation fault"),
+        libc::SIGUSR2 => ("SIGUSR2", "user signal 2"),
+        libc::SIGPIPE => ("SIGPIPE", "broken pipe"),
+        libc::SIGALRM => ("SIGALRM", "alarm"),
+        libc::SIGTERM => ("SIGTERM", "terminated"),
+        libc::SIGXCPU => ("SIGXCPU", "CPU time limit"),
+        libc::SIGXFSZ => ("SIGXFSZ", "file size limit"),
+        libc::SIGSYS => ("SIGSYS", "bad system call"),
+        _ => return format!("signal {number}"),
+    };
+    format!("{name} ({meaning})")
+}

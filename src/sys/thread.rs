@@ -1,0 +1,59 @@
+//! Naming threads and starting the supervisor's own ones.
+
+use std::ffi::CString;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::thread::Timespec;
+
+use super::signal;
+
+/// Python's own threads get what the system gives the main one; so do ours.
+pub const PYTHON_STACK_BYTES: usize = 8 << 20;
+
+/// Names the calling thread, as `ps -T` shows it. The kernel keeps 15 bytes.
+pub fn set_name(name: &str) {
+    let bytes: Vec<u8> = name.bytes().filter(|byte| *byte != 0).take(15).collect();
+    if let Ok(name) = CString::new(bytes) {
+        // A name is a courtesy: prctl(PR_SET_NAME) has no failure that matters to anyone.
+        let _ = rustix::thread::set_name(&name);
+    }
+}
+
+/// Starts a thread of the supervisor: named, and deaf to signals, so that the kernel hands them to
+/// Python's threads.
+///
+/// # Errors
+/// The operating system's, when no thread can be made (EAGAIN).
+pub fn spawn_deaf<F>(name: &str, body: F) -> std::io::Result<JoinHandle<()>>
+where
+    F: FnOnce() + Send + 'static,
+{
+    spawn_named(name, move || {
+        signal::block_all();
+        body();
+    })
+}
+
+/// Starts a named thread with a stack for Python code and the caller's signal mask.
+///
+/// # Errors
+/// The operating system's, when no thread can be made (EAGAIN).
+pub fn spawn_named<F>(name: &str, body: F) -> std::io::Result<JoinHandle<()>>
+where
+    F: FnOnce() + Send + 'static,
+{
+    let title = name.to_owned();
+    std::thread::Builder::new().stack_size(PYTHON_STACK_BYTES).spawn(move || {
+        set_name(&title);
+        body();
+    })
+}
+
+/// A duration as the kernel takes it, capped where it would overflow (the cap is centuries).
+pub fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: duration.subsec_nanos().into(),
+    }
+}

@@ -1,0 +1,79 @@
+//! The closed set of messages in each direction.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::frame::{Frame, encode_head};
+use crate::error::{Error, Result};
+
+/// What a supervisor says to a worker process.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToWorker {
+    /// What to do; the first message. Payload: the pickled target and its arguments.
+    Spec {
+        /// Read by `tractor_host._child` alone.
+        spec: serde_json::Value,
+        /// The rest of the process's contract, for its first steps in Rust.
+        contract: Contract,
+    },
+    /// Please stop.
+    Cancel,
+}
+
+/// What a worker process does to itself before it runs anything.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contract {
+    /// The worker's name.
+    pub name: String,
+    /// The supervisor's pid, to notice that it was gone before the death signal was armed.
+    pub parent: i32,
+}
+
+/// What a worker says to its supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromWorker {
+    /// The target is known and its arguments are there: the boot is over.
+    Started,
+    /// The target returned. Payload: the pickled value.
+    Returned,
+    /// It raised. Payload: the pickled exception with its causes, as `_remote` packs it.
+    Raised {
+        /// `Type: message`.
+        summary: String,
+        /// Before [`FromWorker::Started`].
+        boot: bool,
+        /// An extension module refused to load in an interpreter with its own GIL.
+        refused: bool,
+    },
+    /// It raised `SystemExit`, which asks for this exit code.
+    Exited {
+        /// As a process would leave with.
+        code: i32,
+    },
+    /// It was cancelled, and let itself be.
+    Cancelled,
+}
+
+/// Encodes a message up to its payload, which follows as it is.
+///
+/// # Errors
+/// When it is too long for a frame.
+pub fn encode(message: &impl Serialize, payload_length: usize) -> Result<Vec<u8>> {
+    let header = serde_json::to_vec(message)
+        .map_err(|error| Error::invalid(format!("a message that is no JSON: {error}")))?;
+    encode_head(&header, payload_length)
+}
+
+/// Decodes a frame; `what` names the expected message for the error's text.
+///
+/// # Errors
+/// When the header is no such message.
+pub fn decode<M: DeserializeOwned>(frame: &Frame, what: &str) -> Result<M> {
+    serde_json::from_slice(&frame.header).map_err(|error| {
+        let shown = String::from_utf8_lossy(&frame.header[..frame.header.len().min(80)]).into_owned();
+        Error::protocol(format!("expected {what}, got {shown:?}: {error}"))
+    })
+}
