@@ -38,6 +38,10 @@ def main() -> None:
         _prepare(spec)
         code = _work(spec)
         _wind_up(is_process)
+    except BaseException:
+        # Not the target's failure but ours, or the channel's; the supervisor records stderr.
+        sys.excepthook(*sys.exc_info())
+        raise
     finally:
         # However it comes to that: a process must not run on into what it was forked from.
         if is_process:
@@ -128,7 +132,7 @@ def _prepare_process() -> None:
     signal.signal(_cancel_signal(), _on_cancel_signal)
     # A copy of fd 2 as it is during the boot: the supervisor's record, which it reads when we crash.
     faulthandler.disable()
-    faulthandler.enable(os.dup(2))
+    faulthandler.enable(os.dup(2), c_stack=False)
 
 
 def _cancel_signal() -> int:
@@ -148,7 +152,9 @@ def _open_stdio(fds: list[int] | None, *, closefd: bool = True) -> None:
         return
     stdout, stderr = fds
     encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
-    sys.stdout = sys.__stdout__ = open(stdout, "w", encoding=encoding, errors="surrogateescape", closefd=closefd)
+    sys.stdout = sys.__stdout__ = open(
+        stdout, "w", encoding=encoding, errors="surrogateescape", closefd=closefd
+    )
     sys.stderr = sys.__stderr__ = open(
         stderr, "w", encoding=encoding, errors="backslashreplace", buffering=1, closefd=closefd
     )
@@ -209,7 +215,9 @@ def _find(name: str) -> Any:
     for part in path.split("."):
         found = getattr(found, part)
     if not callable(found):
-        raise TypeError(f"the target {name!r} is not callable: it is of type {type(found).__qualname__}")
+        raise TypeError(
+            f"the target {name!r} is not callable: it is of type {type(found).__qualname__}"
+        )
     return found
 
 
@@ -281,7 +289,9 @@ def _is_async(target: Any) -> bool:
     while type(target).__module__ == "functools" and hasattr(target, "func"):
         target = target.func
     inner = getattr(target, "__func__", target)
-    code = getattr(inner, "__code__", None) or getattr(getattr(type(target), "__call__", None), "__code__", None)
+    code = getattr(inner, "__code__", None) or getattr(
+        getattr(type(target), "__call__", None), "__code__", None
+    )
     return bool(getattr(code, "co_flags", 0) & 0x80)  # CO_COROUTINE
 
 
@@ -308,7 +318,9 @@ def _dump(value: object) -> bytes:
     try:
         return pickle.dumps(value, 5)
     except Exception as error:
-        raise TypeError(f"the result of type {type(value).__qualname__} cannot be pickled: {error}") from error
+        raise TypeError(
+            f"the result of type {type(value).__qualname__} cannot be pickled: {error}"
+        ) from error
 
 
 def _exit_code(error: SystemExit) -> int:
@@ -325,8 +337,15 @@ def _exit_code(error: SystemExit) -> int:
 def _report_raised(error: BaseException, *, boot: bool) -> int:
     from tractor_host import _remote
 
-    refused = isinstance(error, ImportError) and "does not support loading in subinterpreters" in str(error)
-    message = {"type": "raised", "summary": _remote.summary(error), "boot": boot, "refused": refused}
+    refused = isinstance(
+        error, ImportError
+    ) and "does not support loading in subinterpreters" in str(error)
+    message = {
+        "type": "raised",
+        "summary": _remote.summary(error),
+        "boot": boot,
+        "refused": refused,
+    }
     _native.child_send(message, _remote.dump(error))
     return 1
 
@@ -343,5 +362,5 @@ def _wind_up(is_process: bool) -> None:
         try:
             if stream is not None:
                 stream.flush()
-        except (OSError, ValueError):  # closed by the target, or nobody reads it any more
+        except OSError, ValueError:  # closed by the target, or nobody reads it any more
             continue

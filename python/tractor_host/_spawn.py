@@ -169,7 +169,9 @@ def _backend(asked: str | None) -> str:
         )
     if name not in BACKENDS:
         source = "" if asked is not None else " (from TRACTOR_HOST_BACKEND)"
-        raise ValueError(f"unknown backend {name!r}{source}; there are {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(
+            f"unknown backend {name!r}{source}; there are {', '.join(map(repr, BACKENDS))}"
+        )
     return _ALIASES.get(name, name)
 
 
@@ -180,7 +182,9 @@ def _stdio(policy: str | os.PathLike[str]) -> str | dict[str, str]:
         path = os.fspath(policy)
         if path:
             return {"path": fs_text(os.path.abspath(path))}
-    raise ValueError(f"stdio must be 'inherit', 'null', 'pipe' or the path of a file, not {policy!r}")
+    raise ValueError(
+        f"stdio must be 'inherit', 'null', 'pipe' or the path of a file, not {policy!r}"
+    )
 
 
 def _env(text: str) -> str:
@@ -215,7 +219,9 @@ def _command() -> list[str]:
 
 def _running_loop() -> str | None:
     """What the calling thread runs in just now."""
-    if (asyncio := sys.modules.get("asyncio.events")) is not None and asyncio._get_running_loop() is not None:
+    if (
+        asyncio := sys.modules.get("asyncio.events")
+    ) is not None and asyncio._get_running_loop() is not None:
         return "asyncio"
     if (trio := sys.modules.get("trio")) is not None and trio.lowlevel.in_trio_run():
         return "trio"

@@ -34,6 +34,8 @@ class Exit:
         code: Its exit code, where there was one. `None` when a signal ended it.
         signal: The number of the signal that ended its process, or `None`.
         cause: What happened, for people.
+        stderr: If it died: the end of what it wrote to stderr as far as that was recorded (always during
+            its boot; later with `stdio="pipe"`), and where in Python it crashed.
         elapsed: Seconds from the first request to end it until its end; `None` when nobody asked.
         lifetime: Seconds from its spawn to its end.
     """
@@ -43,6 +45,7 @@ class Exit:
     code: int | None
     signal: int | None
     cause: str
+    stderr: str
     elapsed: float | None
     lifetime: float
 
@@ -138,7 +141,8 @@ class Worker:
             case "returned" | "raised":
                 return self._value(found, what)
             case "signalled" | "exited":
-                raise WorkerDied(f"{what} died: {found.cause}", found)
+                last = f"\n\nThe last of its stderr:\n{found.stderr.rstrip()}" if found.stderr else ""
+                raise WorkerDied(f"{what} died: {found.cause}{last}", found)
             case "cancelled":
                 raise WorkerCancelled(f"{what}: {found.cause}", found)
             case "abandoned":
@@ -198,7 +202,9 @@ class Worker:
 
     def __repr__(self) -> str:
         found = self.exit
-        state = self.state if found is None else f"{found.kind}: {found.cause.partition(chr(10))[0]}"
+        state = (
+            self.state if found is None else f"{found.kind}: {found.cause.partition(chr(10))[0]}"
+        )
         pid = "" if self.pid is None else f" pid={self.pid}"
         return f"<Worker {self.id} {self.name!r} {self.backend}{pid} {state}>"
 

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use super::value::Value;
+use super::value::{Arg, Value};
 use super::{_PyRuntime, py};
 use crate::error::{Error, Kind};
 
@@ -29,7 +29,7 @@ pub trait Function {
     ///
     /// # Errors
     /// What `raise` makes a Python exception of.
-    fn call(call: &Call, args: &[Value]) -> Result<Value, Error>;
+    fn call(call: &Call, args: &[Arg<'_>]) -> Result<Value, Error>;
 }
 
 /// Where a call came from.
@@ -158,7 +158,8 @@ unsafe extern "C" fn entry<F: Function>(
 }
 
 unsafe fn call<F: Function>(args: *mut *mut py::PyObject, count: usize) -> *mut py::PyObject {
-    // SAFETY: forwarded from `entry`: attached, and `args` holds `count` live objects.
+    // SAFETY: forwarded from `entry`: attached, and `args` holds `count` objects that the caller keeps
+    // alive until this returns.
     unsafe {
         let name = F::NAME.to_string_lossy();
         if count != F::ARITY {
@@ -167,7 +168,7 @@ unsafe fn call<F: Function>(args: *mut *mut py::PyObject, count: usize) -> *mut 
         }
         let mut values = Vec::with_capacity(count);
         for index in 0..count {
-            match Value::from_object(*args.add(index)) {
+            match Arg::from_object(*args.add(index)) {
                 Ok(value) => values.push(value),
                 Err(what) => {
                     let text =

@@ -5,10 +5,19 @@ use serde_json::{Map, Number, Value as Json};
 use super::object::{Owned, utf8};
 use super::py;
 
-/// A value that belongs to no interpreter.
-#[derive(Debug, Clone)]
-pub enum Value {
+/// An argument: plain data by value, or the inside of a `bytes` object that the caller keeps alive.
+#[derive(Debug)]
+pub enum Arg<'a> {
     /// `None`, `bool`, `int`, `float`, `str`, `list`, `dict` with string keys.
+    Json(Json),
+    /// `bytes`.
+    Bytes(&'a [u8]),
+}
+
+/// A result: a value that belongs to no interpreter.
+#[derive(Debug)]
+pub enum Value {
+    /// As for an argument.
     Json(Json),
     /// `bytes`.
     Bytes(std::sync::Arc<Vec<u8>>),
@@ -17,26 +26,28 @@ pub enum Value {
 /// Deeper data than any request of ours.
 const MAX_DEPTH: usize = 32;
 
-impl Value {
-    /// `None`.
-    pub const NONE: Self = Self::Json(Json::Null);
-
-    /// Copies a Python object. The text says what is not plain data.
+impl Arg<'_> {
+    /// Reads a Python object. The text says what is not plain data.
     ///
     /// # Safety
-    /// The thread is attached, and `raw` is a live object.
+    /// The thread is attached, and `raw` is an object that lives as long as the result.
     pub(super) unsafe fn from_object(raw: *mut py::PyObject) -> Result<Self, String> {
         // SAFETY: forwarded to the caller; the type check precedes the reading of the buffer, which
-        // is copied while the object is alive.
+        // no one can change: bytes are immutable.
         unsafe {
             if py::PyBytes_Check(raw) != 0 {
                 let data = py::PyBytes_AsString(raw).cast::<u8>();
                 let size = py::PyBytes_Size(raw).unsigned_abs();
-                return Ok(Self::Bytes(std::slice::from_raw_parts(data, size).to_vec().into()));
+                return Ok(Self::Bytes(std::slice::from_raw_parts(data, size)));
             }
             json_from_object(raw, 0).map(Self::Json)
         }
     }
+}
+
+impl Value {
+    /// `None`.
+    pub const NONE: Self = Self::Json(Json::Null);
 
     /// Makes a Python object of it: a new reference, or null with an exception pending.
     ///

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use crate::diag::resources::Snapshot;
 use crate::error::{Error, Result};
 use crate::ffi::module::{Call, Function, Table};
-use crate::ffi::value::Value;
+use crate::ffi::value::{Arg, Value};
 use crate::spawn::context;
 use crate::spawn::request::{Request, seconds};
 use crate::supervise::Supervisor;
@@ -31,8 +31,8 @@ macro_rules! native {
             };
             const ARITY: usize = <[&str]>::len(&[$($argument),*]);
             const WAITS: bool = $waits;
-            fn call(call: &Call, args: &[Value]) -> Result<Value> {
-                let body: fn(&Call, &[Value]) -> Result<Value> = $body;
+            fn call(call: &Call, args: &[Arg<'_>]) -> Result<Value> {
+                let body: fn(&Call, &[Arg<'_>]) -> Result<Value> = $body;
                 body(call, args)
             }
         }
@@ -46,7 +46,7 @@ native!(Spawn, "spawn", ("request", "payload"), waits: true,
 |call, args| {
     let request: Request = serde_json::from_value(json(args, 0)?.clone())
         .map_err(|error| Error::invalid(format!("a malformed request: {error}")))?;
-    let worker = Supervisor::get()?.spawn(call.interpreter, request, bytes(args, 1)?)?;
+    let worker = Supervisor::get()?.spawn(call.interpreter, request, Arc::new(bytes(args, 1)?.to_vec()))?;
     Ok(worker.info().into())
 });
 native!(Info, "info", ("id"), waits: false,
@@ -148,7 +148,7 @@ native!(ChildSend, "child_send", ("message", "payload"), waits: true,
 |call, args| {
     let message: FromWorker = serde_json::from_value(json(args, 0)?.clone())
         .map_err(|error| Error::invalid(format!("a malformed message: {error}")))?;
-    context::current(call.interpreter)?.send(&message, &bytes(args, 1)?)?;
+    context::current(call.interpreter)?.send(&message, bytes(args, 1)?)?;
     Ok(Value::NONE)
 });
 native!(ChildLeave, "child_leave", ("code"), waits: false,
@@ -192,20 +192,20 @@ fn supervisor() -> Result<&'static Arc<Supervisor>> {
     Supervisor::existing()?.ok_or_else(|| Error::state("no worker has been spawned in this process"))
 }
 
-fn json(args: &[Value], index: usize) -> Result<&Json> {
+fn json<'a>(args: &'a [Arg<'_>], index: usize) -> Result<&'a Json> {
     match args.get(index) {
-        Some(Value::Json(json)) => Ok(json),
+        Some(Arg::Json(json)) => Ok(json),
         _ => Err(Error::invalid(format!("argument {} must not be bytes", index + 1))),
     }
 }
 
-fn bytes(args: &[Value], index: usize) -> Result<Arc<Vec<u8>>> {
+fn bytes<'a>(args: &[Arg<'a>], index: usize) -> Result<&'a [u8]> {
     match args.get(index) {
-        Some(Value::Bytes(bytes)) => Ok(Arc::clone(bytes)),
+        Some(Arg::Bytes(bytes)) => Ok(bytes),
         _ => Err(Error::invalid(format!("argument {} must be bytes", index + 1))),
     }
 }
 
-fn id(args: &[Value]) -> Result<u64> {
+fn id(args: &[Arg<'_>]) -> Result<u64> {
     json(args, 0)?.as_u64().ok_or_else(|| Error::invalid("a worker's id is a positive integer"))
 }

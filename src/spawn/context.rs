@@ -96,7 +96,7 @@ impl Context {
     ///
     /// # Errors
     /// EPIPE when the supervisor is gone; a message that is too long.
-    pub fn send(&self, message: &FromWorker, payload: &Arc<Vec<u8>>) -> Result<()> {
+    pub fn send(&self, message: &FromWorker, payload: &[u8]) -> Result<()> {
         match &self.link {
             Link::Process(link) => {
                 if *message == FromWorker::Started {
@@ -113,7 +113,7 @@ impl Context {
                     *lock(&link.refused) = true;
                     return Ok(());
                 }
-                link.reports.message(message.clone(), payload.to_vec());
+                link.reports.message(message.clone(), Arc::new(payload.to_vec()));
                 Ok(())
             }
         }

@@ -9,12 +9,14 @@ pub mod request;
 pub mod stdio;
 pub mod subint;
 
+use std::sync::Arc;
+
 use crate::wire::message::FromWorker;
 
 /// Where a subinterpreter's runner thread sends what happens.
 pub trait Reports: Send + Sync {
     /// The worker said something.
-    fn message(&self, message: FromWorker, payload: Vec<u8>);
+    fn message(&self, message: FromWorker, payload: Arc<Vec<u8>>);
     /// An extension module refused the worker's own GIL; it starts again with the shared one.
     fn refused_own_gil(&self);
     /// The target is over, but `threads` threads that it left will not end. The runner stays with

@@ -40,6 +40,8 @@ pub struct Exit {
     pub signal: Option<i32>,
     /// What happened, for people.
     pub cause: String,
+    /// The end of what it wrote to stderr, and where it crashed, if it died.
+    pub stderr: String,
     /// Seconds from the request to end it until its end; `None` when nobody asked.
     pub elapsed: Option<f64>,
     /// Seconds from its start to its end.
@@ -81,6 +83,7 @@ impl Seen {
             code,
             signal,
             cause: String::new(),
+            stderr: self.stderr.clone(),
             elapsed: None,
             lifetime: 0.0,
         };
@@ -105,6 +108,9 @@ impl Seen {
                 exit.kind = Kind::Killed;
                 exit.rung = Some(rung);
                 exit.cause = format!("{reason}, ended at `{rung}`");
+                if let Some(failure) = &self.failure {
+                    exit.cause.push_str(&format!(" ({failure})"));
+                }
                 if let Some(FromWorker::Raised { summary, .. }) = report {
                     exit.cause.push_str(&format!(" with {summary}"));
                 }
@@ -152,9 +158,6 @@ impl Seen {
         };
         if let Some(failure) = &self.failure {
             exit.cause.push_str(&format!(": {failure}"));
-        }
-        if !self.stderr.is_empty() {
-            exit.cause.push_str(&format!("; the last it wrote to stderr:\n{}", self.stderr.trim_end()));
         }
     }
 }

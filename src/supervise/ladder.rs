@@ -48,6 +48,8 @@ pub enum Reason {
     OwnerGone,
     /// It broke the wire protocol.
     Protocol,
+    /// It closed its channel and lived on.
+    Silent,
 }
 
 impl fmt::Display for Reason {
@@ -58,6 +60,7 @@ impl fmt::Display for Reason {
             Self::Shutdown => f.write_str("killed at shutdown"),
             Self::OwnerGone => f.write_str("killed because the worker that spawned it ended"),
             Self::Protocol => f.write_str("killed because it broke the protocol of its channel"),
+            Self::Silent => f.write_str("killed because it closed the channel to its supervisor"),
         }
     }
 }
@@ -108,7 +111,8 @@ impl Climb {
     /// asking a worker that has not started yet.
     pub fn begin(ladder: &Ladder, reason: Reason, started: bool, now: Instant) -> Option<Self> {
         let begin = Self { reason, until: now, at: 0, rung: Rung::Abandoned };
-        let polite = reason != Reason::Protocol;
+        // Whom the channel does not reach can't be asked.
+        let polite = !matches!(reason, Reason::Protocol | Reason::Silent);
         begin.first_from(0, ladder, now, |rung| (started && polite) || !matches!(rung, Rung::Cancel))
     }
 

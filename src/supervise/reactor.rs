@@ -5,7 +5,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
@@ -34,7 +34,7 @@ pub(super) enum Command {
     /// Run this here, because it forks.
     Start(Box<dyn FnOnce() -> Result<Child> + Send>, Arc<Slot<Result<Child>>>),
     /// A subinterpreter worker said something.
-    Said(u64, FromWorker, Vec<u8>),
+    Said(u64, FromWorker, Arc<Vec<u8>>),
     /// A subinterpreter worker's target is over, but this many of its threads are not.
     Stuck(u64, usize),
     /// A runner's interpreters are gone.
@@ -141,7 +141,12 @@ struct Entry {
 enum Alarm {
     Timeout,
     Rung,
+    /// The channel was closed some time ago.
+    Silent,
 }
+
+/// How long a process may live on after its channel was closed: it flushes its files, say.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// The loop and what it alone owns.
 pub(super) struct Reactor {
@@ -328,7 +333,7 @@ impl Reactor {
             while broken.is_none() {
                 match process.decoder.next_frame() {
                     Ok(Some(frame)) => match message::decode::<FromWorker>(&frame, "a worker's message") {
-                        Ok(message) => messages.push((message, frame.payload)),
+                        Ok(message) => messages.push((message, Arc::new(frame.payload))),
                         Err(error) => broken = Some(error),
                     },
                     Ok(None) => break,
@@ -354,18 +359,17 @@ impl Reactor {
                 self.kill(id, Reason::Protocol);
             }
             None => {
-                // A worker that has no channel any more can't be reached or tell us anything: it is
-                // leaving, or it closed all its fds. It gets as long as a cancelled one.
+                // A worker that closes its channel is dying, mostly, and its pidfd will say so in a
+                // moment. If not, it can't be reached any more and will never tell us anything.
                 let Link::Process(process) = &entry.link else { return };
-                if process.channel.is_none() && entry.seen.report.is_none() && entry.seen.status.is_none() {
-                    entry.seen.failure = Some("it closed the channel to its supervisor".into());
-                    self.kill(id, Reason::Protocol);
+                if process.channel.is_none() && entry.seen.status.is_none() {
+                    self.alarms.insert((Instant::now() + LEAVING, id, Alarm::Silent));
                 }
             }
         }
     }
 
-    fn said(&mut self, id: u64, message: FromWorker, payload: Vec<u8>) {
+    fn said(&mut self, id: u64, message: FromWorker, payload: Arc<Vec<u8>>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match message {
             FromWorker::Started => {
@@ -578,6 +582,7 @@ impl Reactor {
                     self.step(id, next, climb.reason);
                 }
                 (Alarm::Rung, _) => {}
+                (Alarm::Silent, _) => self.kill(id, Reason::Silent),
             }
         }
     }

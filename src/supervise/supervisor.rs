@@ -369,7 +369,7 @@ struct RunnerReports {
 }
 
 impl Reports for RunnerReports {
-    fn message(&self, message: FromWorker, payload: Vec<u8>) {
+    fn message(&self, message: FromWorker, payload: Arc<Vec<u8>>) {
         self.supervisor.order(Command::Said(self.worker.id, message, payload));
     }
 

@@ -205,8 +205,8 @@ impl Worker {
         }
     }
 
-    pub(super) fn keep_outcome(&self, payload: Vec<u8>) {
-        lock(&self.shared).outcome = Some(Arc::new(payload));
+    pub(super) fn keep_outcome(&self, payload: Arc<Vec<u8>>) {
+        lock(&self.shared).outcome = Some(payload);
     }
 
     /// Publishes the end and wakes everyone. Whether no handle is left to ask about it.

@@ -3,6 +3,8 @@
 //! The decoder takes bytes as they come, from a peer that may be hostile: it allocates for what has
 //! arrived and never for what a length claims.
 
+use std::collections::VecDeque;
+
 use crate::error::{Error, Result};
 
 /// The first bytes of every frame; the last one is the version.
@@ -43,10 +45,17 @@ pub fn encode_head(header: &[u8], payload_length: usize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Turns bytes, in pieces of any size, into frames.
+/// Turns bytes, in pieces of any size, into frames. A payload is collected where it stays: a result
+/// of hundreds of megabytes is copied once.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    buffer: Vec<u8>,
+    /// What has come of the prefix and the header of the frame that is being read.
+    head: Vec<u8>,
+    /// The frame whose payload is being read, and how much of that is missing.
+    open: Option<(Frame, u64)>,
+    /// Whole frames that nobody has taken yet.
+    whole: VecDeque<Frame>,
+    broken: Option<String>,
 }
 
 impl Decoder {
@@ -56,8 +65,41 @@ impl Decoder {
     }
 
     /// Takes bytes in.
-    pub fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
+    pub fn push(&mut self, mut bytes: &[u8]) {
+        while self.broken.is_none() {
+            if let Some((mut frame, missing)) = self.open.take() {
+                let take = bytes.len().min(usize::try_from(missing).unwrap_or(usize::MAX));
+                frame.payload.extend_from_slice(&bytes[..take]);
+                bytes = &bytes[take..];
+                let missing = missing - take as u64;
+                if missing > 0 {
+                    self.open = Some((frame, missing));
+                    return;
+                }
+                self.whole.push_back(frame);
+            }
+            if bytes.is_empty() {
+                return;
+            }
+            match self.missing_of_head() {
+                Ok(missing) => {
+                    let take = missing.min(bytes.len());
+                    self.head.extend_from_slice(&bytes[..take]);
+                    bytes = &bytes[take..];
+                }
+                Err(error) => self.broken = Some(error),
+            }
+            match self.missing_of_head() {
+                Ok(0) => {
+                    let payload = array(&self.head, 8).map_or(0, u64::from_le_bytes);
+                    let header = self.head.split_off(PREFIX);
+                    self.head.clear();
+                    self.open = Some((Frame { header, payload: Vec::new() }, payload));
+                }
+                Ok(_) => {}
+                Err(error) => self.broken = Some(error),
+            }
+        }
     }
 
     /// The next whole frame, or `None` until more bytes have come.
@@ -65,39 +107,35 @@ impl Decoder {
     /// # Errors
     /// When the bytes are no frame of ours. The stream is of no more use then.
     pub fn next_frame(&mut self) -> Result<Option<Frame>> {
-        let Some((header, payload)) = self.lengths()? else { return Ok(None) };
-        let whole = PREFIX + header + payload;
-        if self.buffer.len() < whole {
-            return Ok(None);
+        match (self.whole.pop_front(), &self.broken) {
+            (Some(frame), _) => Ok(Some(frame)),
+            (None, None) => Ok(None),
+            (None, Some(reason)) => Err(Error::protocol(reason.clone())),
         }
-        let rest = self.buffer.split_off(whole);
-        let mut bytes = std::mem::replace(&mut self.buffer, rest);
-        let payload = bytes.split_off(PREFIX + header);
-        bytes.drain(..PREFIX);
-        Ok(Some(Frame { header: bytes, payload }))
     }
 
     /// Whether a frame has begun that has not ended.
     pub fn is_mid_frame(&self) -> bool {
-        !self.buffer.is_empty()
+        !self.head.is_empty() || self.open.is_some()
     }
 
-    fn lengths(&self) -> Result<Option<(usize, usize)>> {
-        let seen = self.buffer.len().min(MAGIC.len());
-        if self.buffer[..seen] != MAGIC[..seen] {
-            let shown = String::from_utf8_lossy(&self.buffer[..self.buffer.len().min(32)]).into_owned();
-            return Err(Error::protocol(format!("expected a frame of protocol version 1, got {shown:?}")));
+    /// How many bytes are missing until the prefix, and then until the header, is whole.
+    fn missing_of_head(&self) -> Result<usize, String> {
+        let seen = self.head.len().min(MAGIC.len());
+        if self.head[..seen] != MAGIC[..seen] {
+            let shown = String::from_utf8_lossy(&self.head);
+            return Err(format!("expected a frame of protocol version 1, got {shown:?}"));
         }
-        let (Some(header), Some(payload)) = (array(&self.buffer, 4), array(&self.buffer, 8)) else {
-            return Ok(None);
+        let (Some(header), Some(payload)) = (array(&self.head, 4), array(&self.head, 8)) else {
+            return Ok(PREFIX - self.head.len());
         };
-        let (header, payload) = (u32::from_le_bytes(header), u64::from_le_bytes(payload));
-        if header as usize > MAX_HEADER || payload > MAX_PAYLOAD {
-            return Err(Error::protocol(format!(
+        let (header, payload) = (u32::from_le_bytes(header) as usize, u64::from_le_bytes(payload));
+        if header > MAX_HEADER || payload > MAX_PAYLOAD {
+            return Err(format!(
                 "a frame that claims {header} + {payload} bytes; the limit is {MAX_HEADER} + {MAX_PAYLOAD}"
-            )));
+            ));
         }
-        Ok(Some((header as usize, payload as usize)))
+        Ok(PREFIX + header - self.head.len())
     }
 }
 
