@@ -111,7 +111,7 @@ def _leave_the_parent_behind(env: list[list[str]] | None) -> None:
     signal.set_wakeup_fd(-1)
     # The parent's buffers may hold what the parent is going to write itself.
     _abandoned_streams.extend([sys.stdin, sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__])
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
     _open_stdio([1, 2], closefd=False)
     if env is not None:
         os.environ.clear()
@@ -150,16 +150,13 @@ def _on_cancel_signal(number: int, frame: object) -> None:
 def _open_stdio(fds: list[int] | None, *, closefd: bool = True) -> None:
     if fds is None:
         return
-    stdout, stderr = fds
     encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
-    sys.stdout = sys.__stdout__ = open(
-        stdout, "w", encoding=encoding, errors="surrogateescape", closefd=closefd
-    )
-    sys.stderr = sys.__stderr__ = open(
-        stderr, "w", encoding=encoding, errors="backslashreplace", buffering=1, closefd=closefd
-    )
-    if sys.stdout.isatty():
-        sys.stdout.reconfigure(line_buffering=True)
+    for name, fd, errors in (("stdout", fds[0], "surrogateescape"), ("stderr", fds[1], "backslashreplace")):
+        # Open for as long as the interpreter lives: it is its standard stream.
+        stream = open(fd, "w", encoding=encoding, errors=errors, closefd=closefd)  # noqa: SIM115
+        stream.reconfigure(line_buffering=name == "stderr" or stream.isatty())
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def _fs_decode(text: str) -> str:
@@ -215,9 +212,7 @@ def _find(name: str) -> Any:
     for part in path.split("."):
         found = getattr(found, part)
     if not callable(found):
-        raise TypeError(
-            f"the target {name!r} is not callable: it is of type {type(found).__qualname__}"
-        )
+        raise TypeError(f"the target {name!r} is not callable: it is of type {type(found).__qualname__}")
     return found
 
 
@@ -289,9 +284,9 @@ def _is_async(target: Any) -> bool:
     while type(target).__module__ == "functools" and hasattr(target, "func"):
         target = target.func
     inner = getattr(target, "__func__", target)
-    code = getattr(inner, "__code__", None) or getattr(
-        getattr(type(target), "__call__", None), "__code__", None
-    )
+    if not hasattr(inner, "__code__"):
+        inner = type(target).__call__
+    code = getattr(inner, "__code__", None)
     return bool(getattr(code, "co_flags", 0) & 0x80)  # CO_COROUTINE
 
 
@@ -337,9 +332,7 @@ def _exit_code(error: SystemExit) -> int:
 def _report_raised(error: BaseException, *, boot: bool) -> int:
     from tractor_host import _remote
 
-    refused = isinstance(
-        error, ImportError
-    ) and "does not support loading in subinterpreters" in str(error)
+    refused = isinstance(error, ImportError) and "does not support loading in subinterpreters" in str(error)
     message = {
         "type": "raised",
         "summary": _remote.summary(error),

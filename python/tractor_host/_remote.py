@@ -50,9 +50,7 @@ def load(payload: bytes, *, raised: bool) -> tuple[bool, Any]:
         return False, (error, "")
 
 
-def _add(
-    error: BaseException | None, nodes: list[dict[str, Any]], known: dict[int, int]
-) -> int | None:
+def _add(error: BaseException | None, nodes: list[dict[str, Any]], known: dict[int, int]) -> int | None:
     """Adds an exception to the list, and returns its place. Causes may form a loop."""
     if error is None:
         return None
@@ -103,9 +101,7 @@ def _build(nodes: list[dict[str, Any]]) -> BaseException:
 def _make(node: dict[str, Any], made: list[BaseException | None]) -> BaseException:
     if "group" in node:
         message, members = node["group"]
-        inner = [
-            made[member] or UnpicklableError("a member of its own group") for member in members
-        ]
+        inner = [made[member] or UnpicklableError("a member of its own group") for member in members]
         return BaseExceptionGroup(message, inner)
     if node["pickled"] is not None:
         try:
@@ -113,7 +109,5 @@ def _make(node: dict[str, Any], made: list[BaseException | None]) -> BaseExcepti
             if isinstance(error, BaseException):
                 return error
         except Exception as broken:
-            return UnpicklableError(
-                f"{node['summary']} (it does not unpickle here: {summary(broken)})"
-            )
+            return UnpicklableError(f"{node['summary']} (it does not unpickle here: {summary(broken)})")
     return UnpicklableError(f"{node['summary']} (it cannot be pickled)")

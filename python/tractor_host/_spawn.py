@@ -83,6 +83,8 @@ def spawn(
         raise ValueError(f"gil must be 'shared', 'own' or 'auto', not {gil!r}")
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name must be a str, not {type(name).__name__}")
+    if wall == "fork":
+        _preload()
     packed = Target(target, args, kwargs or {})
     spec: dict[str, Any] = {
         "wall": wall,
@@ -169,10 +171,17 @@ def _backend(asked: str | None) -> str:
         )
     if name not in BACKENDS:
         source = "" if asked is not None else " (from TRACTOR_HOST_BACKEND)"
-        raise ValueError(
-            f"unknown backend {name!r}{source}; there are {', '.join(map(repr, BACKENDS))}"
-        )
+        raise ValueError(f"unknown backend {name!r}{source}; there are {', '.join(map(repr, BACKENDS))}")
     return _ALIASES.get(name, name)
+
+
+def _preload() -> None:
+    """Imports here, once, what every forked worker would have to import for itself."""
+    from importlib import import_module
+
+    for name in ("atexit", "faulthandler", "signal", "tractor_host._child"):
+        if name not in sys.modules:
+            import_module(name)
 
 
 def _stdio(policy: str | os.PathLike[str]) -> str | dict[str, str]:
@@ -182,9 +191,7 @@ def _stdio(policy: str | os.PathLike[str]) -> str | dict[str, str]:
         path = os.fspath(policy)
         if path:
             return {"path": fs_text(os.path.abspath(path))}
-    raise ValueError(
-        f"stdio must be 'inherit', 'null', 'pipe' or the path of a file, not {policy!r}"
-    )
+    raise ValueError(f"stdio must be 'inherit', 'null', 'pipe' or the path of a file, not {policy!r}")
 
 
 def _env(text: str) -> str:
@@ -198,7 +205,7 @@ _HOME = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def _sys_path() -> list[str]:
-    entries = [entry or os.getcwd() for entry in sys.path if isinstance(entry, str)]
+    entries = [entry or os.getcwd() for entry in sys.path]
     if _HOME not in entries:
         entries.append(_HOME)
     return list(map(fs_text, entries))
@@ -213,15 +220,15 @@ def _command() -> list[str]:
         launcher = os.path.join(folder, "tractor-host")
         if os.access(launcher, os.X_OK):
             return [*map(fs_text, [launcher, "--child", _HOME]), *map(fs_text, flags)]
-    code = f"import sys; sys.path.insert(0, {_HOME!r}); from tractor_host._child import exec_main; exec_main()"
+    code = (
+        f"import sys; sys.path.insert(0, {_HOME!r}); from tractor_host._child import exec_main; exec_main()"
+    )
     return [*map(fs_text, [sys.executable, *flags, "-c", code])]
 
 
 def _running_loop() -> str | None:
     """What the calling thread runs in just now."""
-    if (
-        asyncio := sys.modules.get("asyncio.events")
-    ) is not None and asyncio._get_running_loop() is not None:
+    if (asyncio := sys.modules.get("asyncio.events")) is not None and asyncio._get_running_loop() is not None:
         return "asyncio"
     if (trio := sys.modules.get("trio")) is not None and trio.lowlevel.in_trio_run():
         return "trio"

@@ -97,9 +97,7 @@ def describe(target: Callable[..., Any]) -> str:
     return f"{getattr(named, '__module__', '?')}:{named.__qualname__}"
 
 
-def _blame(
-    target: object, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
-) -> None:
+def _blame(target: object, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> None:
     """Raises the TypeError that names what can't be pickled."""
     if target is not None:
         try:

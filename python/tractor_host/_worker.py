@@ -181,7 +181,10 @@ class Worker:
         return self.wait()
 
     def fileno(self) -> int:
-        """An fd that polls readable once the worker has ended. It belongs to the worker: don't read or close it."""
+        """An fd that polls readable once the worker has ended.
+
+        It belongs to the worker: don't read from it and don't close it.
+        """
         return _native.fileno(self.id)
 
     @property
@@ -202,9 +205,7 @@ class Worker:
 
     def __repr__(self) -> str:
         found = self.exit
-        state = (
-            self.state if found is None else f"{found.kind}: {found.cause.partition(chr(10))[0]}"
-        )
+        state = self.state if found is None else f"{found.kind}: {found.cause.partition(chr(10))[0]}"
         pid = "" if self.pid is None else f" pid={self.pid}"
         return f"<Worker {self.id} {self.name!r} {self.backend}{pid} {state}>"
 

@@ -1,0 +1,161 @@
+"""What every test is held to: it leaves nothing behind, and it ends.
+
+The time limit is pytest's own faulthandler timer (see pyproject.toml): a thread in C that dumps all
+stacks and ends the run, whatever the GIL is doing.
+"""
+
+from __future__ import annotations
+
+import _interpreters
+import gc
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tractor_host as th
+from tractor_host import _native
+
+#: The backends of this version; a test that takes `backend` runs once for each.
+BACKENDS = ("subint", "fork", "exec")
+PROCESS_BACKENDS = ("fork", "exec")
+#: Longer than anything takes on a loaded machine; what waits for less says so.
+PATIENCE = 30.0
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=PROCESS_BACKENDS)
+def process_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def owned() -> dict[str, Any]:
+    """What this process owns just now that a test could leak."""
+    found = _native.resources()
+    return {
+        "fds": {fd: _link(fd) for fd in found["fds"]},
+        "threads": found["threads"],
+        "children": found["children"],
+        "interpreters": sorted(id for id, _ in _interpreters.list_all()),
+        "shm": sorted(os.listdir("/dev/shm")),
+        "workers": [info["name"] for info in _native.workers()],
+    }
+
+
+def _link(fd: int) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return "(closed)"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def supervisor_is_up() -> None:
+    """Its own threads and fds are there before the first test counts any."""
+    th.spawn("os:getpid", backend="fork").result(timeout=PATIENCE)
+    th.spawn("os:getpid", backend="subint").result(timeout=PATIENCE)
+    # Loaded lazily by tests otherwise, with an fd or a thread of its own at first use.
+    import asyncio  # noqa: F401
+    import random
+
+    random.random()
+    os.urandom(1)
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    before = owned()
+    yield
+    deadline = time.monotonic() + 10
+    while True:
+        gc.collect()
+        after = owned()
+        if _same(before, after):
+            return
+        if time.monotonic() > deadline:
+            break
+        # A thread is on its way out for a moment after its last word; nothing announces its end.
+        time.sleep(0.01)
+    left = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    pytest.fail(f"left behind (before, after): {left}")
+
+
+def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    # The numbers of interpreters and fds may differ, what there is may not.
+    return (
+        sorted(before["fds"].values()) == sorted(after["fds"].values())
+        and before["threads"] == after["threads"]
+        and before["children"] == after["children"]
+        and len(before["interpreters"]) == len(after["interpreters"])
+        and before["shm"] == after["shm"]
+        and before["workers"] == after["workers"]
+    )
+
+
+class Program:
+    """A Python program in a process of its own, run as a user would."""
+
+    def __init__(self, path: Path, launcher: str) -> None:
+        self.path = path
+        self.command = [sys.executable, str(path)]
+        if launcher == "tractor-host":
+            self.command = [str(Path(sys.executable).with_name("tractor-host")), "run", str(path)]
+
+    def start(self, *args: str, **options: Any) -> subprocess.Popen[str]:
+        options.setdefault("stdout", subprocess.PIPE)
+        options.setdefault("stderr", subprocess.PIPE)
+        return subprocess.Popen([*self.command, *args], text=True, **options)
+
+    def run(self, *args: str, timeout: float = PATIENCE, **options: Any) -> subprocess.CompletedProcess[str]:
+        process = self.start(*args, **options)
+        with process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                out, err = process.communicate()
+                pytest.fail(f"no end within {timeout} s\n--- stdout\n{out}\n--- stderr\n{err}")
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[..., Program]:
+    """Makes a program of source text: `program(text)`, or `program(text, launcher="tractor-host")`."""
+
+    def make(source: str, *, name: str = "program.py", launcher: str = "python") -> Program:
+        path = tmp_path / name
+        path.write_text(textwrap.dedent(source))
+        return Program(path, launcher)
+
+    return make
+
+
+def pid_is_gone(pid: int, timeout: float = 5.0) -> bool:
+    """Waits until a process that is not our child has ended (a zombie has)."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        try:
+            if " Z " in Path(f"/proc/{pid}/stat").read_text():
+                return True
+        except FileNotFoundError, ProcessLookupError:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Path:
+    found = shutil.which("tractor-host", path=os.path.dirname(sys.executable))
+    assert found, "run `make build` first: there is no tractor-host beside this Python"
+    return Path(found)
