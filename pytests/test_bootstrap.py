@@ -218,9 +218,7 @@ def test_a_prefix_without_its_marker_is_not_used(sandbox: Sandbox) -> None:
         ),
     ],
 )
-def test_an_unusable_named_interpreter_is_an_error(
-    sandbox: Sandbox, patch: str, reason: str
-) -> None:
+def test_an_unusable_named_interpreter_is_an_error(sandbox: Sandbox, patch: str, reason: str) -> None:
     named = sandbox.tool(
         "named",
         f"""
@@ -282,7 +280,7 @@ def test_killed_half_way_the_next_run_succeeds(sandbox: Sandbox) -> None:
     # Every slow command runs under timeout, so a stand-in for it knows the moment.
     moment = Path(sandbox.env["HOME"]) / "moment"
     os.mkfifo(moment)
-    real = shutil.which("timeout")
+    real = (sandbox.bin / "timeout").readlink()
     sandbox.tool(
         "timeout",
         f"""

@@ -56,7 +56,8 @@ def build_wheel(
     metadata_directory: str | None = None,
 ) -> str:
     _build_launcher()
-    return maturin.build_wheel(wheel_directory, config_settings, metadata_directory)
+    name: str = maturin.build_wheel(wheel_directory, config_settings, metadata_directory)
+    return name
 
 
 def build_editable(
@@ -65,7 +66,8 @@ def build_editable(
     metadata_directory: str | None = None,
 ) -> str:
     _build_launcher()
-    return maturin.build_editable(wheel_directory, config_settings, metadata_directory)
+    name: str = maturin.build_editable(wheel_directory, config_settings, metadata_directory)
+    return name
 
 
 def _build_launcher() -> None:
