@@ -243,4 +243,9 @@ def _end_workers_at_exit() -> None:
     global _registered_in
     if _registered_in != os.getpid() and _native.is_main_interpreter():
         _registered_in = os.getpid()
-        atexit.register(_native.shutdown)
+        atexit.register(_shut_down)
+
+
+def _shut_down() -> None:
+    if _native.shutdown():
+        _native.leave_behind()

@@ -198,4 +198,29 @@ impl Offsets {
             place.cast::<*mut py::PyThreadState>().write_unaligned(py::PyThreadState_Get());
         }
     }
+
+    /// Takes one interpreter out of the runtime's list, so that the runtime's end passes it by.
+    ///
+    /// # Safety
+    /// Attached to the main interpreter, which is about to end; nobody makes or ends interpreters any
+    /// more. What is behind `lost` is not looked at.
+    pub unsafe fn unlink(&self, lost: *mut py::PyInterpreterState) {
+        // SAFETY: forwarded to the caller; the offsets have been checked against this runtime.
+        unsafe {
+            let mut place = (&raw const _PyRuntime).cast_mut().add(self.interpreters_head);
+            loop {
+                let slot = place.cast::<*mut py::PyInterpreterState>();
+                let interpreter = slot.read_unaligned();
+                if interpreter.is_null() {
+                    return;
+                }
+                let next = interpreter.cast::<u8>().add(self.interpreter_next);
+                if interpreter == lost {
+                    slot.write_unaligned(next.cast::<*mut py::PyInterpreterState>().read_unaligned());
+                    return;
+                }
+                place = next;
+            }
+        }
+    }
 }

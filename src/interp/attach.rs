@@ -91,6 +91,17 @@ impl Attached {
     }
 }
 
+/// Runs `body` with the proof, if the calling thread is attached already.
+pub fn with_current<R>(body: impl FnOnce(Token<'_>) -> R) -> Option<R> {
+    // SAFETY: may be called whether attached or not: it returns null then.
+    if unsafe { py::PyThreadState_GetUnchecked() }.is_null() {
+        return None;
+    }
+    // SAFETY: attached, as was just seen, and nothing that `body` can do safely changes that for longer
+    // than a call.
+    Some(body(unsafe { Token::assume_attached() }))
+}
+
 /// Attaches the calling thread, which must belong to the supervisor, to the main interpreter while
 /// `body` runs.
 ///

@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 
 use super::attach::Token;
+use super::condemned::Door;
 use crate::error::{Error, Result};
 use crate::ffi::{Py_NewInterpreterFromConfig, py};
 
@@ -70,12 +71,14 @@ impl SubInterpreter {
         unsafe { Token::assume_attached() }
     }
 
-    /// Ends it. No other thread may have a state in it: the caller has seen to that, and nobody can
-    /// come in any more.
+    /// Ends it. No other thread may have a state in it: the caller has seen to that, and the door
+    /// is closed. What Python code the end runs (finalisers, mostly) can still be stopped through
+    /// [`Door::doom`].
     ///
     /// Without the call the interpreter and this thread's state leak, on purpose: ending one that
     /// still has threads crashes now and then.
-    pub fn end(self) {
+    pub fn end(self, door: &Door) {
+        door.doom_of_runner().hang_over(self.token());
         // SAFETY: the thread is attached with this very state, and it is the interpreter's last.
         unsafe { py::Py_EndInterpreter(self.state) };
     }

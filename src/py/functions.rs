@@ -8,6 +8,7 @@ use crate::diag::resources::Snapshot;
 use crate::error::{Error, Result};
 use crate::ffi::module::{Call, Function, Table};
 use crate::ffi::value::{Arg, Value};
+use crate::interp::attach::with_current;
 use crate::spawn::context;
 use crate::spawn::request::{Request, seconds};
 use crate::supervise::Supervisor;
@@ -128,6 +129,19 @@ native!(Shutdown, "shutdown", (), waits: true,
     // Not ours to shut down in a process forked behind our back.
     Ok(None) | Err(_) => json!(0).into(),
 }));
+native!(
+    LeaveBehind,
+    "leave_behind",
+    (),
+    waits: false,
+    "At the end of the program, after `shutdown`: keep what could not be ended from disturbing that.",
+    |_, _| {
+        if let Ok(Some(supervisor)) = Supervisor::existing() {
+            with_current(|token| supervisor.leave_behind(token)).transpose()?;
+        }
+        Ok(Value::NONE)
+    }
+);
 native!(Resources, "resources", (), waits: false,
     "What this process owns just now: fds, threads, children, resident bytes.",
     |_, _| Ok(serde_json::to_value(Snapshot::take()?).map_err(|error| Error::state(error.to_string()))?.into()));
@@ -177,6 +191,7 @@ pub(super) fn table() -> Table {
         .with::<Workers>()
         .with::<Statistics>()
         .with::<Shutdown>()
+        .with::<LeaveBehind>()
         .with::<Resources>()
         .with::<ChildEnter>()
         .with::<ChildSpec>()

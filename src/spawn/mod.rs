@@ -19,6 +19,8 @@ pub trait Reports: Send + Sync {
     fn message(&self, message: FromWorker, payload: Arc<Vec<u8>>);
     /// An extension module refused the worker's own GIL; it starts again with the shared one.
     fn refused_own_gil(&self);
+    /// All code of the worker is over; its interpreter is about to be ended.
+    fn over(&self);
     /// The target is over, but `threads` threads that it left will not end. The runner stays with
     /// them and goes on trying.
     fn stuck(&self, threads: usize);

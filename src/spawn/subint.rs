@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Reports;
@@ -9,9 +10,9 @@ use super::context::{self, ThreadWorker};
 use crate::error::{Error, Result};
 use crate::interp::attach::Token;
 use crate::interp::call;
-use crate::interp::condemned::{Door, forget_pending, other_threads, raise_exit_in};
+use crate::interp::condemned::{Door, PERIOD, evict_others, pardon};
 use crate::interp::subinterp::{Gil, SubInterpreter};
-use crate::sys::{event::Event, thread};
+use crate::sys::thread;
 
 /// What a runner needs.
 pub struct Job {
@@ -35,21 +36,13 @@ pub struct Job {
     pub drain: Duration,
 }
 
-/// How often threads that must end are told so.
-pub const PERIOD: Duration = Duration::from_millis(5);
-/// The same for those that have not listened for long.
-const PATIENT_PERIOD: Duration = Duration::from_millis(100);
-
 /// Starts the runner. It reports [`Reports::ended`] as its last act, whatever happens.
 ///
 /// # Errors
 /// EAGAIN when no thread can be made.
-pub fn spawn(job: Job) -> Result<()> {
+pub fn spawn(job: Job) -> Result<JoinHandle<()>> {
     let name = format!("th:{}", job.name);
-    // Nobody joins a runner: it reports its end as its last act.
-    thread::spawn_named(&name, move || run(job))
-        .map(drop)
-        .map_err(|error| Error::os("start a worker's thread", error))
+    thread::spawn_named(&name, move || run(job)).map_err(|error| Error::os("start a worker's thread", error))
 }
 
 fn run(job: Job) {
@@ -99,43 +92,39 @@ fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>)
         .and_then(|()| call::set_sys_path(token, &job.sys_path))
         .and_then(|()| call::function(token, c"tractor_host._child", c"main"));
     job.door.close(token);
-    forget_pending(token);
+    pardon(token);
     drain(job, token);
     let refused = context::leave(id);
-    interpreter.end();
+    job.reports.over();
+    interpreter.end(&job.door);
+    job.door.runner_leaves();
     outcome.map(|()| refused)
 }
 
-/// Waits until this thread is the interpreter's last, telling the others to end. It does not return
-/// before: an interpreter that is ended under a living thread takes the process with it.
+/// Sees to it that this thread is the interpreter's last. It does not return before.
 fn drain(job: &Job, token: Token<'_>) {
-    let started = Instant::now();
-    let never = Event::new();
-    let mut told = false;
+    let (mut period, mut deadline) = (PERIOD, Instant::now() + job.drain);
     loop {
-        let left = match other_threads(token) {
-            Ok(left) => left,
+        match evict_others(token, period, deadline) {
+            Ok(0) => return,
+            Ok(left) if period == PERIOD => {
+                job.reports.stuck(left);
+                period = PATIENT_PERIOD;
+            }
+            Ok(_) => {}
             Err(error) => {
-                // Without the layout nobody can be told to end, or counted.
+                // Nobody can be told to end, or counted.
                 crate::sys::log::line(format_args!(
                     "the threads of worker {} are not known: {error}",
                     job.name
                 ));
                 return;
             }
-        };
-        if left.is_empty() {
-            return;
         }
-        raise_exit_in(token, &left);
-        let mut period = PERIOD;
-        if started.elapsed() > job.drain {
-            if !told {
-                told = true;
-                job.reports.stuck(left.len());
-            }
-            period = PATIENT_PERIOD;
-        }
-        token.detached(|| never.wait_through_signals(Some(Instant::now() + period)));
+        deadline = Instant::now() + PATIENCE;
     }
 }
+
+/// How often threads that have not listened for long are told to end, and for how long at a time.
+const PATIENT_PERIOD: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(60);

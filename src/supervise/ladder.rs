@@ -15,6 +15,12 @@ pub enum Rung {
     Cancel,
     /// An exception rises in it: in every thread of a subinterpreter, in the main thread of a process.
     Interrupt,
+    /// No line of Python can run on in any thread of a subinterpreter.
+    Unwind,
+    /// System calls that threads of a subinterpreter are blocked in return an error.
+    Unblock,
+    /// The end of a subinterpreter is cut short: none of its finalisers runs on.
+    Destroy,
     /// SIGTERM to its process.
     Sigterm,
     /// SIGKILL to its process and process group.
@@ -28,6 +34,9 @@ impl fmt::Display for Rung {
         f.write_str(match self {
             Self::Cancel => "cancel",
             Self::Interrupt => "interrupt",
+            Self::Unwind => "unwind",
+            Self::Unblock => "unblock",
+            Self::Destroy => "destroy",
             Self::Sigterm => "sigterm",
             Self::Sigkill => "sigkill",
             Self::Abandoned => "abandoned",
@@ -79,7 +88,11 @@ impl Ladder {
             rungs.push((Rung::Sigterm, rest / 3));
             rungs.push((Rung::Sigkill, (rest / 3).max(Duration::from_secs(1))));
         } else {
-            rungs.push((Rung::Interrupt, rest));
+            // The two that leave the code's own clean-up a chance are short: `cancel` was that.
+            let gentle = Duration::from_millis(10).min(rest / 4);
+            rungs.push((Rung::Interrupt, gentle));
+            rungs.push((Rung::Unwind, gentle));
+            rungs.push((Rung::Unblock, rest.saturating_sub(gentle * 2)));
         }
         Self(rungs)
     }

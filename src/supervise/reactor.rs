@@ -4,7 +4,8 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -16,9 +17,9 @@ use super::ladder::{Climb, Reason, Rung};
 use super::supervisor::Supervisor;
 use super::worker::{State, Worker};
 use crate::error::{Error, Result};
-use crate::interp::condemned::{Door, other_threads, raise_exit_in};
-use crate::spawn::subint::PERIOD;
+use crate::interp::condemned::{Door, Force, PERIOD};
 use crate::sys::event::{Event, Slot};
+use crate::sys::kick::Kicker;
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Status};
 use crate::sys::{fd, log, memfile, thread};
@@ -33,8 +34,12 @@ pub(super) enum Command {
     Forget(u64),
     /// Run this here, because it forks.
     Start(Box<dyn FnOnce() -> Result<Child> + Send>, Arc<Slot<Result<Child>>>),
+    /// The thread of a subinterpreter worker is there.
+    RunnerStarted(u64, JoinHandle<()>),
     /// A subinterpreter worker said something.
     Said(u64, FromWorker, Arc<Vec<u8>>),
+    /// All code of a subinterpreter worker is over.
+    CodeOver(u64),
     /// A subinterpreter worker's target is over, but this many of its threads are not.
     Stuck(u64, usize),
     /// A runner's interpreters are gone.
@@ -131,8 +136,14 @@ struct Entry {
     climb: Option<Climb>,
     /// When somebody first asked for its end.
     asked: Option<Instant>,
-    /// Tells helper threads of the interrupt rung that it is over.
-    over: Arc<Event>,
+    /// How hard a subinterpreter is pressed, for the thread that does so.
+    pressure: Arc<Pressure>,
+    /// The rung at which all code of a subinterpreter was over.
+    over_at: Option<Rung>,
+    /// The thread of a subinterpreter, once it is known, and whether it has said its last word. The
+    /// two can come in either order.
+    runner: Option<JoinHandle<()>>,
+    runner_ended: bool,
     /// Its end has been published, but it is still there.
     abandoned: bool,
 }
@@ -213,7 +224,18 @@ impl Reactor {
                     }
                 }
                 Command::Said(id, message, payload) => self.said(id, message, payload),
+                Command::CodeOver(id) => {
+                    if let Some(entry) = self.entries.get_mut(&id) {
+                        entry.over_at = entry.climb.map(Climb::rung);
+                    }
+                }
                 Command::Stuck(id, threads) => self.stuck(id, threads),
+                Command::RunnerStarted(id, runner) => {
+                    if let Some(entry) = self.entries.get_mut(&id) {
+                        entry.runner = Some(runner);
+                        self.runner_gone(id);
+                    }
+                }
                 Command::RunnerEnded(id, interpreters, error) => self.runner_ended(id, &interpreters, error),
                 Command::Cancel(id) => self.cancel(id),
                 Command::Kill(id, reason) => self.kill(id, reason),
@@ -252,7 +274,10 @@ impl Reactor {
             seen: Seen::default(),
             climb: None,
             asked: None,
-            over: Arc::default(),
+            pressure: Arc::default(),
+            over_at: None,
+            runner: None,
+            runner_ended: false,
             abandoned: false,
         };
         self.entries.insert(id, entry);
@@ -452,12 +477,14 @@ impl Reactor {
                 process.child.kill_group();
                 signal(process, Signal::KILL);
             }
-            (Rung::Interrupt, Link::Subint(door)) => {
-                let (door, over) = (Arc::clone(door), Arc::clone(&entry.over));
-                helper("th-interrupt", move || interrupt(&door, &over, climb.until));
-            }
-            // Ladders have the rungs of their backend only, and giving up is no step of one.
-            (Rung::Sigterm | Rung::Sigkill, Link::Subint(_)) | (Rung::Abandoned, _) => {}
+            (Rung::Interrupt, Link::Subint(door)) => press(door, &entry.pressure, Force::Interrupt),
+            (Rung::Unwind, Link::Subint(door)) => press(door, &entry.pressure, Force::Unwind),
+            (Rung::Unblock, Link::Subint(door)) => press(door, &entry.pressure, Force::Unblock),
+            // Ladders have the rungs of their backend only; `destroy` comes with `unblock`, and giving
+            // up is no step of one.
+            (Rung::Sigterm | Rung::Sigkill, Link::Subint(_))
+            | (Rung::Unwind | Rung::Unblock, Link::Process(_))
+            | (Rung::Destroy | Rung::Abandoned, _) => {}
         }
     }
 
@@ -470,6 +497,9 @@ impl Reactor {
         entry.seen.abandoned = true;
         entry.seen.rung.get_or_insert((Rung::Interrupt, reason));
         entry.abandoned = true;
+        if let Link::Subint(door) = &entry.link {
+            self.supervisor.quarantine(id, Arc::clone(door));
+        }
         let (worker, asked) = (Arc::clone(&entry.worker), entry.asked);
         let seen = std::mem::take(&mut entry.seen);
         log::line(format_args!(
@@ -517,7 +547,8 @@ impl Reactor {
             if let Some(error) = error {
                 entry.seen.failure.get_or_insert(error);
             }
-            self.gone(id);
+            entry.runner_ended = true;
+            self.runner_gone(id);
         }
         // Who was spawned by it has no owner any more.
         let orphans: Vec<u64> = self
@@ -531,13 +562,31 @@ impl Reactor {
         }
     }
 
+    /// If a runner has said its last word: sees it leave, so that whoever hears of its end finds no
+    /// thread of it any more.
+    fn runner_gone(&mut self, id: u64) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if entry.runner_ended
+            && let Some(runner) = entry.runner.take()
+        {
+            // Past its last word it only returns. It catches its panics and reports them.
+            let _ = runner.join();
+            self.gone(id);
+        }
+    }
+
     /// The worker is really gone: publishes its end, unless it had been given up before.
     fn gone(&mut self, id: u64) {
         let Some(mut entry) = self.entries.remove(&id) else { return };
-        entry.over.set();
+        entry.pressure.over.set();
+        if let (Link::Subint(door), Some((rung, reason))) = (&entry.link, entry.seen.rung) {
+            // What the ladder went on to while the interpreter was being ended is not what ended it.
+            let rung = if door.was_forced() { Rung::Destroy } else { entry.over_at.unwrap_or(rung) };
+            entry.seen.rung = Some((rung, reason));
+        }
         if entry.abandoned {
             log::line(format_args!("worker `{}` has ended after all", entry.worker.name));
-            self.supervisor.reclaimed();
+            self.supervisor.reclaimed(id);
             return;
         }
         if let Link::Process(process) = &entry.link {
@@ -604,24 +653,54 @@ fn helper(name: &str, body: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// The action of `interrupt` for a subinterpreter: `SystemExit` in all its threads, over and over.
-fn interrupt(door: &Door, over: &Event, until: Instant) {
-    while Instant::now() < until {
-        let told = door.visit(|token| other_threads(token).map(|threads| raise_exit_in(token, &threads)));
-        match told {
-            // It is past saving its interpreter: the runner ends it.
-            None => return,
-            Some(Ok(_)) => {}
-            Some(Err(error)) => {
-                log::line(format_args!("cannot interrupt: {error}"));
+/// How hard a subinterpreter is pressed just now. The reactor raises it, one thread acts on it.
+#[derive(Default)]
+struct Pressure {
+    force: Mutex<Option<Force>>,
+    /// The worker is gone.
+    over: Event,
+}
+
+/// Presses from now on with at least `force`, on a thread that can be spared: it has to wait for the
+/// interpreter's GIL.
+fn press(door: &Arc<Door>, pressure: &Arc<Pressure>, force: Force) {
+    let running = lock(&pressure.force).replace(force).is_some();
+    if !running {
+        let (door, pressure) = (Arc::clone(door), Arc::clone(pressure));
+        helper("th-ladder", move || keep_pressing(&door, &pressure));
+    }
+}
+
+/// Until the worker is gone. Also once it has been given up: then with patience.
+fn keep_pressing(door: &Door, pressure: &Pressure) {
+    let started = Instant::now();
+    let mut kicker = None;
+    loop {
+        let force = lock(&pressure.force).unwrap_or(Force::Interrupt);
+        if force == Force::Unblock && kicker.is_none() {
+            kicker = Kicker::new()
+                .inspect_err(|reason| log::line(format_args!("blocked calls can't be ended here: {reason}")))
+                .ok();
+        }
+        match door.press(force, kicker.as_mut()) {
+            Ok(true) => {}
+            // The runner is past its code: it is ending the interpreter.
+            Ok(false) if force == Force::Unblock => door.doom(kicker.as_mut()),
+            Ok(false) => {}
+            Err(error) => {
+                log::line(format_args!("cannot interrupt a subinterpreter: {error}"));
                 return;
             }
         }
-        if over.wait_through_signals(Some((Instant::now() + PERIOD).min(until))) {
+        let period = if started.elapsed() < IMPATIENT { PERIOD } else { PERIOD * 20 };
+        if pressure.over.wait_through_signals(Some(Instant::now() + period)) {
             return;
         }
     }
 }
+
+/// How long a worker is pressed at the full rate.
+const IMPATIENT: Duration = Duration::from_secs(10);
 
 /// The end of what a dead worker wrote to stderr, as far as that was recorded.
 fn last_words(worker: &Worker, boot_log: &OwnedFd) -> String {

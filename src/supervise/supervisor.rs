@@ -16,6 +16,7 @@ use super::ladder::{Ladder, Reason};
 use super::reactor::{Command, Link, Process, Reactor};
 use super::worker::{Parts, State, Worker};
 use crate::error::{Error, Kind as ErrorKind, Result};
+use crate::interp::attach::Token;
 use crate::interp::condemned::Door;
 use crate::spawn::clean::CleanThread;
 use crate::spawn::fork::{self, Luggage};
@@ -24,6 +25,7 @@ use crate::spawn::stdio::Streams;
 use crate::spawn::{Reports, exec, subint};
 use crate::sys::event::Slot;
 use crate::sys::fork_local::ForkLocal;
+use crate::sys::kick::Kicker;
 use crate::sys::lock::lock;
 use crate::sys::process::{self, Child};
 use crate::sys::{fd, memfile, thread};
@@ -50,6 +52,8 @@ pub struct Supervisor {
     closing: AtomicBool,
     memory: Mutex<Memory>,
     counts: Mutex<Counts>,
+    /// The doors of subinterpreters that could not be ended.
+    quarantine: Mutex<HashMap<u64, Arc<Door>>>,
 }
 
 /// What is remembered of targets.
@@ -86,6 +90,7 @@ impl Supervisor {
                 closing: AtomicBool::new(false),
                 memory: Mutex::default(),
                 counts: Mutex::default(),
+                quarantine: Mutex::default(),
             }))
         })?;
         supervisor.start()?;
@@ -254,7 +259,14 @@ impl Supervisor {
             reports: Arc::new(RunnerReports { supervisor: Arc::clone(self), worker: Arc::clone(worker) }),
             drain: worker.ladder.bound(),
         };
-        subint::spawn(job).inspect_err(|_| self.order(Command::Forget(worker.id)))
+        match subint::spawn(job) {
+            Ok(runner) => self.order(Command::RunnerStarted(worker.id, runner)),
+            Err(error) => {
+                self.order(Command::Forget(worker.id));
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn spawn_fork(
@@ -355,7 +367,26 @@ impl Supervisor {
         lock(&self.workers).remove(&id);
     }
 
-    pub(super) fn reclaimed(&self) {
+    pub(super) fn quarantine(&self, id: u64, door: Arc<Door>) {
+        lock(&self.quarantine).insert(id, door);
+    }
+
+    /// At the end of the program, after [`Supervisor::shut_down`]: makes sure that subinterpreters that
+    /// could not be ended do not keep Python from ending, or crash it.
+    ///
+    /// # Errors
+    /// What is missing for that on this machine.
+    pub fn leave_behind(&self, token: Token<'_>) -> Result<()> {
+        let kicker = Kicker::new().map_err(Error::unsupported)?;
+        for door in lock(&self.quarantine).values() {
+            door.leave_behind(token, &kicker)?;
+        }
+        kicker.keep();
+        Ok(())
+    }
+
+    pub(super) fn reclaimed(&self, id: u64) {
+        lock(&self.quarantine).remove(&id);
         let mut counts = lock(&self.counts);
         counts.abandoned_now -= 1;
         counts.reclaimed += 1;
@@ -375,6 +406,10 @@ impl Reports for RunnerReports {
 
     fn refused_own_gil(&self) {
         lock(&self.supervisor.memory).needs_shared_gil.insert(self.worker.target.clone());
+    }
+
+    fn over(&self) {
+        self.supervisor.order(Command::CodeOver(self.worker.id));
     }
 
     fn stuck(&self, threads: usize) {

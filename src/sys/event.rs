@@ -55,10 +55,10 @@ impl Event {
                     Some(left) => Some(super::thread::timespec(left)),
                 },
             };
-            match futex::wait(&self.0, futex::Flags::PRIVATE, 0, left.as_ref()) {
-                Err(Errno::INTR) => return if self.is_set() { Wait::Set } else { Wait::Interrupted },
-                // Woken, changed before we slept (EAGAIN) or out of time: the loop's head decides.
-                _ => {}
+            // Woken, changed before we slept (EAGAIN) or out of time: the loop's head decides.
+            let slept = futex::wait(&self.0, futex::Flags::PRIVATE, 0, left.as_ref());
+            if slept == Err(Errno::INTR) {
+                return if self.is_set() { Wait::Set } else { Wait::Interrupted };
             }
         }
     }

@@ -19,6 +19,12 @@ struct Owned<T> {
     value: T,
 }
 
+impl<T: Send + Sync> Default for ForkLocal<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl<T: Send + Sync> ForkLocal<T> {
     /// Nothing yet.
     pub const fn new() -> Self {

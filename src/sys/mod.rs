@@ -7,6 +7,7 @@
 pub mod event;
 pub mod fd;
 pub mod fork_local;
+pub mod kick;
 pub mod lock;
 pub mod log;
 pub mod memfile;

@@ -57,3 +57,8 @@ pub fn timespec(duration: Duration) -> Timespec {
         tv_nsec: duration.subsec_nanos().into(),
     }
 }
+
+/// The kernel's id of the calling thread.
+pub fn id() -> i32 {
+    rustix::thread::gettid().as_raw_nonzero().get()
+}
