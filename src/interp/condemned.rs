@@ -18,6 +18,7 @@ use crate::ffi::py;
 use crate::sys::event::Event;
 use crate::sys::kick::Kicker;
 use crate::sys::lock::lock;
+use crate::sys::process::Orphans;
 
 /// The way into one interpreter for threads that are not its own.
 #[derive(Debug, Default)]
@@ -36,6 +37,8 @@ struct State {
     runner: u64,
     runner_native: Option<i32>,
     visitors: usize,
+    /// Processes that its threads had started, killed and to be reaped.
+    orphans: Orphans,
     /// What the interpreter's end asks before every line of Python.
     doom: Arc<Doom>,
 }
@@ -139,6 +142,13 @@ impl Door {
     pub fn press(&self, force: Force, kicker: Option<&mut Kicker>) -> Result<bool> {
         let pressed = self.visit(|token| {
             let threads = other_threads(token)?;
+            if force >= Force::Unblock {
+                // Its threads wait for them, mostly.
+                let mut state = lock(&self.state);
+                for thread in &threads {
+                    state.orphans.kill_children_of(thread.native)?;
+                }
+            }
             press(token, &threads, force, kicker);
             Ok(())
         });
@@ -164,6 +174,18 @@ impl Door {
     /// Whether the end of the interpreter had to be forced.
     pub fn was_forced(&self) -> bool {
         lock(&self.state).doom.struck.load(Ordering::Acquire)
+    }
+
+    /// Ends the processes that the interpreter's threads have started and not waited for: the calling
+    /// thread's, which is the runner, and those that had to be killed before.
+    ///
+    /// # Errors
+    /// When /proc is not mounted, or EMFILE.
+    pub fn end_children(&self, token: Token<'_>) -> Result<()> {
+        let mut orphans = std::mem::take(&mut lock(&self.state).orphans);
+        let killed = orphans.kill_children_of(crate::sys::thread::id());
+        token.detached(|| orphans.reap(Instant::now() + CHILDREN_END));
+        killed
     }
 
     /// Leaves the interpreter behind at the end of the program: its threads stop where they are, and
@@ -211,6 +233,8 @@ impl Door {
     }
 }
 
+/// How long killed children of an interpreter are waited for.
+const CHILDREN_END: Duration = Duration::from_secs(1);
 /// How long the end of a program waits for supervisor threads inside a condemned interpreter.
 const VISITORS_LEAVE: Duration = Duration::from_millis(200);
 

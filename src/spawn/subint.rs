@@ -94,6 +94,12 @@ fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>)
     job.door.close(token);
     pardon(token);
     drain(job, token);
+    if let Err(error) = job.door.end_children(token) {
+        crate::sys::log::line(format_args!(
+            "the children of worker {} may have been left: {error}",
+            job.name
+        ));
+    }
     let refused = context::leave(id);
     job.reports.over();
     interpreter.end(&job.door);

@@ -1,7 +1,9 @@
 //! Processes by pidfd, so that a reused pid is never hit; and what a new process does to itself.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
@@ -108,6 +110,50 @@ impl Child {
                     return Err(Error::os(format_args!("wait for process {}", self.pid()), errno));
                 }
             }
+        }
+    }
+}
+
+/// Children of threads that must end, and that die with them.
+#[derive(Debug, Default)]
+pub struct Orphans(Vec<Child>);
+
+impl Orphans {
+    /// Kills the processes that `thread`, a thread of this process, has started and not waited for.
+    ///
+    /// # Errors
+    /// When /proc is not mounted, or EMFILE.
+    pub fn kill_children_of(&mut self, thread: i32) -> Result<()> {
+        for pid in super::procfs::children_of(thread)? {
+            if self.0.iter().any(|child| child.pid() == pid) {
+                continue;
+            }
+            let Some(id) = Pid::from_raw(pid) else { continue };
+            let pidfd = match rustix::process::pidfd_open(id, PidfdFlags::empty()) {
+                Ok(pidfd) => pidfd,
+                Err(Errno::SRCH) => continue, // reaped meanwhile
+                Err(errno) => return Err(Error::os(format_args!("open a pidfd of process {pid}"), errno)),
+            };
+            // Had it been reaped and its pid reused since it was listed, it would not be listed now.
+            if super::procfs::children_of(thread)?.contains(&pid) {
+                let child = Child { pid: id, pidfd };
+                child.signal(Signal::KILL)?;
+                self.0.push(child);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reaps them. Each is waited for until `deadline` at the longest; what the kernel has not ended
+    /// by then stays.
+    pub fn reap(self, deadline: Instant) {
+        for child in self.0 {
+            let left = super::thread::timespec(deadline.saturating_duration_since(Instant::now()));
+            let mut ended = [PollFd::new(&child.pidfd, PollFlags::IN)];
+            // An error or a time-out: it is looked at once more below, and that is all there is to do.
+            let _ = rustix::event::poll(&mut ended, Some(&left));
+            // Failing: whoever started it has waited for it after all.
+            let _ = child.try_wait();
         }
     }
 }

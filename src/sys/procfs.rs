@@ -40,15 +40,24 @@ pub fn thread_names() -> Result<Vec<String>> {
 pub fn children() -> Result<Vec<i32>> {
     let mut found = Vec::new();
     for thread in threads()? {
-        let path = format!("/proc/self/task/{thread}/children");
-        match std::fs::read_to_string(&path) {
-            Ok(list) => found.extend(list.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok())),
-            // The thread ended since it was listed; its children are listed under another.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::os(format_args!("read `{path}`"), error)),
-        }
+        found.extend(children_of(thread)?);
     }
     Ok(found)
+}
+
+/// The pids of the direct children that one thread of this process has made, zombies included. A
+/// thread's children pass to another one when it ends.
+///
+/// # Errors
+/// The operating system's, when /proc is not mounted.
+pub fn children_of(thread: i32) -> Result<Vec<i32>> {
+    let path = format!("/proc/self/task/{thread}/children");
+    match std::fs::read_to_string(&path) {
+        Ok(list) => Ok(list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()),
+        // The thread has ended: its children are another one's now.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(Error::os(format_args!("read `{path}`"), error)),
+    }
 }
 
 /// Resident memory, in bytes.
