@@ -38,6 +38,8 @@ def main() -> None:
         _prepare(spec)
         code = _work(spec)
         _wind_up(is_process)
+    except SystemExit:
+        raise  # what the supervisor makes rise in code that must end
     except BaseException:
         # Not the target's failure but ours, or the channel's; the supervisor records stderr.
         sys.excepthook(*sys.exc_info())

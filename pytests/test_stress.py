@@ -1,0 +1,74 @@
+"""Kills by the hundred: nothing adds up, and nobody else notices.
+
+Each has a short form that always runs and a long one, marked `stress`, that runs with
+`pytest -m stress`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+
+import pytest
+
+import bystanders
+import tractor_host as th
+from tractor_host import _native, testing
+
+ENDABLE = [name for name, shape in testing.SHAPES.items() if shape.can_be_ended]
+
+
+def stuck_worker(name: str, gil: str) -> th.Worker:
+    return th.spawn(
+        "tractor_host.testing:stuck",
+        name,
+        backend="subint",
+        gil=gil,  # type: ignore[arg-type]
+        stdio="pipe",
+        cancel_timeout=0,
+        kill_timeout=20,
+    )
+
+
+@pytest.mark.parametrize("seconds", [5, pytest.param(60, marks=pytest.mark.stress)])
+def test_bystanders_see_nothing_of_the_kills_beside_them(seconds: int) -> None:
+    innocent = {
+        kind: th.spawn(bystanders.work, kind, seconds, backend="subint", name=kind, stdio="pipe")
+        for kind in bystanders.KINDS
+    }
+    for worker in innocent.values():
+        testing.wait_ready(worker)
+    kills: Counter[str | None] = Counter()
+    choice = random.Random(0)
+    deadline = time.monotonic() + seconds * 0.9
+    while time.monotonic() < deadline:
+        condemned = [stuck_worker(choice.choice(ENDABLE), choice.choice(["shared", "own"])) for _ in range(8)]
+        for worker in condemned:
+            _native.kill(worker.id)
+        kills.update(worker.wait(60).rung for worker in condemned)
+    counts = {kind: worker.result(timeout=60) for kind, worker in innocent.items()}
+    print(f"operations {counts}, kills {dict(kills)}")
+    assert all(count > 0 for count in counts.values()), counts
+    assert kills.total() >= 8
+
+
+@pytest.mark.parametrize("gil", ["shared", "own"])
+@pytest.mark.parametrize("cycles", [50, pytest.param(2000, marks=pytest.mark.stress)])
+def test_a_soak_of_kills_leaves_memory_flat(cycles: int, gil: str) -> None:
+    choice = random.Random(0)
+    slow = {"trio-forever", "trio-shielded", "asyncio-swallow"}
+    names = [name for name in ENDABLE if name not in slow]
+    resident = []
+    for cycle in range(cycles):
+        worker = stuck_worker(choice.choice(names), gil)
+        if choice.random() < 0.75:  # the others are killed while they start
+            testing.wait_ready(worker)
+        assert worker.kill().kind in ("killed", "returned")
+        if cycle % 10 == 9:
+            resident.append(_native.resources()["resident"])
+    warm = resident[len(resident) // 2 :]
+    first, middle, last = (size >> 20 for size in (resident[0], warm[0], warm[-1]))
+    print(f"{cycles} cycles: {first} MB at first, {middle} MB half way, {last} MB at last")
+    if cycles >= 1000:
+        assert warm[-1] - warm[0] < 8 << 20, [size >> 20 for size in resident]
