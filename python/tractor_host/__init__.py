@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         WorkerError,
         WorkerKilled,
     )
+    from tractor_host._quarantine import Quarantined, StuckFrame, StuckThread, quarantine
     from tractor_host._spawn import BACKENDS, Statistics, spawn, statistics, workers
     from tractor_host._target import Source
     from tractor_host._worker import Exit, Worker
@@ -31,9 +32,12 @@ __all__ = [
     "BACKENDS",
     "Cancelled",
     "Exit",
+    "Quarantined",
     "RemoteError",
     "Source",
     "Statistics",
+    "StuckFrame",
+    "StuckThread",
     "Worker",
     "WorkerAbandoned",
     "WorkerCancelled",
@@ -41,6 +45,7 @@ __all__ = [
     "WorkerError",
     "WorkerKilled",
     "__version__",
+    "quarantine",
     "spawn",
     "statistics",
     "workers",
@@ -50,15 +55,19 @@ _HOMES = {
     "BACKENDS": "_spawn",
     "Cancelled": "_errors",
     "Exit": "_worker",
+    "Quarantined": "_quarantine",
     "RemoteError": "_errors",
     "Source": "_target",
     "Statistics": "_spawn",
+    "StuckFrame": "_quarantine",
+    "StuckThread": "_quarantine",
     "Worker": "_worker",
     "WorkerAbandoned": "_errors",
     "WorkerCancelled": "_errors",
     "WorkerDied": "_errors",
     "WorkerError": "_errors",
     "WorkerKilled": "_errors",
+    "quarantine": "_quarantine",
     "spawn": "_spawn",
     "statistics": "_spawn",
     "workers": "_spawn",

@@ -114,7 +114,7 @@ def _leave_the_parent_behind(env: list[list[str]] | None) -> None:
     # The parent's buffers may hold what the parent is going to write itself.
     _abandoned_streams.extend([sys.stdin, sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__])
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    _open_stdio([1, 2], closefd=False)
+    _open_stdio([1, 2])
     if env is not None:
         os.environ.clear()
         os.environ.update({_fs_decode(key): _fs_decode(value) for key, value in env})
@@ -149,13 +149,16 @@ def _on_cancel_signal(number: int, frame: object) -> None:
         raise Cancelled
 
 
-def _open_stdio(fds: list[int] | None, *, closefd: bool = True) -> None:
+def _open_stdio(fds: list[int] | None) -> None:
     if fds is None:
         return
+    # The fds are only lent: nobody but their owner closes them. (A stream that owns its fd also warns
+    # when it is dropped unclosed; as the last thing that happens in an interpreter with a GIL of its
+    # own, that leaks all of its memory.)
     encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
     for name, fd, errors in (("stdout", fds[0], "surrogateescape"), ("stderr", fds[1], "backslashreplace")):
         # Open for as long as the interpreter lives: it is its standard stream.
-        stream = open(fd, "w", encoding=encoding, errors=errors, closefd=closefd)  # noqa: SIM115
+        stream = open(fd, "w", encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
         stream.reconfigure(line_buffering=name == "stderr" or stream.isatty())
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)

@@ -17,6 +17,33 @@ pub struct Offsets {
     thread_id: usize,
     native_thread_id: usize,
     runtime_size: usize,
+    /// What a stack is read with.
+    pub stacks: StackOffsets,
+}
+
+/// Where what a Python stack is made of is. All of it is read through the kernel, which refuses bad
+/// addresses, so a wrong offset gives a wrong or no answer and never a crash.
+#[derive(Debug, Clone, Copy)]
+#[expect(missing_docs, reason = "each is named after CPython's field")]
+pub struct StackOffsets {
+    pub interpreter_threads_head: usize,
+    pub thread_next: usize,
+    pub thread_current_frame: usize,
+    pub thread_native_id: usize,
+    pub frame_previous: usize,
+    pub frame_executable: usize,
+    pub frame_instr_ptr: usize,
+    pub frame_owner: usize,
+    pub code_filename: usize,
+    pub code_qualname: usize,
+    pub code_linetable: usize,
+    pub code_firstlineno: usize,
+    pub code_adaptive: usize,
+    pub bytes_size: usize,
+    pub bytes_value: usize,
+    pub unicode_state: usize,
+    pub unicode_length: usize,
+    pub unicode_ascii_size: usize,
 }
 
 /// One thread of an interpreter.
@@ -37,8 +64,25 @@ mod word {
     pub(super) const INTERPRETERS_HEAD: usize = 4;
     pub(super) const INTERPRETER_ID: usize = 6;
     pub(super) const INTERPRETER_NEXT: usize = 7;
+    pub(super) const INTERPRETER_THREADS_HEAD: usize = 8;
+    pub(super) const THREAD_NEXT: usize = 23;
+    pub(super) const THREAD_CURRENT_FRAME: usize = 25;
     pub(super) const THREAD_ID: usize = 26;
     pub(super) const NATIVE_THREAD_ID: usize = 27;
+    pub(super) const FRAME_PREVIOUS: usize = 31;
+    pub(super) const FRAME_EXECUTABLE: usize = 32;
+    pub(super) const FRAME_INSTR_PTR: usize = 33;
+    pub(super) const FRAME_OWNER: usize = 35;
+    pub(super) const CODE_FILENAME: usize = 39;
+    pub(super) const CODE_QUALNAME: usize = 41;
+    pub(super) const CODE_LINETABLE: usize = 42;
+    pub(super) const CODE_FIRSTLINENO: usize = 43;
+    pub(super) const CODE_ADAPTIVE: usize = 47;
+    pub(super) const BYTES_SIZE: usize = 74;
+    pub(super) const BYTES_VALUE: usize = 75;
+    pub(super) const UNICODE_STATE: usize = 77;
+    pub(super) const UNICODE_LENGTH: usize = 78;
+    pub(super) const UNICODE_ASCII_SIZE: usize = 79;
 }
 
 impl Offsets {
@@ -77,6 +121,26 @@ impl Offsets {
             thread_id: offset(word::THREAD_ID)?,
             native_thread_id: offset(word::NATIVE_THREAD_ID)?,
             runtime_size: offset(word::RUNTIME_SIZE)?,
+            stacks: StackOffsets {
+                interpreter_threads_head: offset(word::INTERPRETER_THREADS_HEAD)?,
+                thread_next: offset(word::THREAD_NEXT)?,
+                thread_current_frame: offset(word::THREAD_CURRENT_FRAME)?,
+                thread_native_id: offset(word::NATIVE_THREAD_ID)?,
+                frame_previous: offset(word::FRAME_PREVIOUS)?,
+                frame_executable: offset(word::FRAME_EXECUTABLE)?,
+                frame_instr_ptr: offset(word::FRAME_INSTR_PTR)?,
+                frame_owner: offset(word::FRAME_OWNER)?,
+                code_filename: offset(word::CODE_FILENAME)?,
+                code_qualname: offset(word::CODE_QUALNAME)?,
+                code_linetable: offset(word::CODE_LINETABLE)?,
+                code_firstlineno: offset(word::CODE_FIRSTLINENO)?,
+                code_adaptive: offset(word::CODE_ADAPTIVE)?,
+                bytes_size: offset(word::BYTES_SIZE)?,
+                bytes_value: offset(word::BYTES_VALUE)?,
+                unicode_state: offset(word::UNICODE_STATE)?,
+                unicode_length: offset(word::UNICODE_LENGTH)?,
+                unicode_ascii_size: offset(word::UNICODE_ASCII_SIZE)?,
+            },
         };
         found.check(offset(word::INTERPRETER_ID)?)?;
         Ok(found)

@@ -60,6 +60,11 @@ impl Interpreter {
         Self(unsafe { py::PyInterpreterState_Get() })
     }
 
+    /// Where it is, for who reads it from outside.
+    pub fn address(self) -> u64 {
+        self.0 as u64
+    }
+
     pub(super) fn as_ptr(self) -> *mut py::PyInterpreterState {
         self.0
     }

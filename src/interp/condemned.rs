@@ -225,6 +225,11 @@ impl Door {
         Ok(())
     }
 
+    /// The interpreter, as long as it has not ended.
+    pub fn interpreter(&self) -> Option<Interpreter> {
+        lock(&self.state).behind
+    }
+
     /// The runner's last word: from now on its thread is none of ours.
     pub fn runner_leaves(&self) {
         let mut state = lock(&self.state);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value as Json, json};
 
 use crate::diag::resources::Snapshot;
+use crate::diag::stacks;
 use crate::error::{Error, Result};
 use crate::ffi::module::{Call, Function, Table};
 use crate::ffi::value::{Arg, Value};
@@ -130,6 +131,21 @@ native!(Shutdown, "shutdown", (), waits: true,
     Ok(None) | Err(_) => json!(0).into(),
 }));
 native!(
+    Quarantine,
+    "quarantine",
+    (),
+    waits: false,
+    "The subinterpreter workers that could not be ended, and what each of their threads is stuck in.",
+    |_, _| {
+        let Some(supervisor) = Supervisor::existing()? else { return Ok(json!([]).into()) };
+        let list = supervisor.quarantined().into_iter().map(|(worker, door)| {
+            let threads = door.interpreter().map_or_else(Vec::new, stacks::of);
+            json!({ "worker": worker.info(), "threads": threads })
+        });
+        Ok(Json::Array(list.collect()).into())
+    }
+);
+native!(
     LeaveBehind,
     "leave_behind",
     (),
@@ -155,8 +171,8 @@ native!(ChildPayload, "child_payload", (), waits: false,
     "The pickled target and arguments of this interpreter, a worker; once.",
     |call, _| context::current(call.interpreter)?.take_payload().map(Value::Bytes));
 native!(ChildStdio, "child_stdio", (), waits: false,
-    "The fds to open as stdout and stderr in this interpreter, or None for the process's; once.",
-    |call, _| Ok(json!(context::current(call.interpreter)?.take_stdio()).into()));
+    "The fds of stdout and stderr of this interpreter, a worker; None for the process's. They are only lent.",
+    |call, _| Ok(json!(context::current(call.interpreter)?.stdio()).into()));
 native!(ChildSend, "child_send", ("message", "payload"), waits: true,
 "Say something to the supervisor of this interpreter, a worker.",
 |call, args| {
@@ -192,6 +208,7 @@ pub(super) fn table() -> Table {
         .with::<Statistics>()
         .with::<Shutdown>()
         .with::<LeaveBehind>()
+        .with::<Quarantine>()
         .with::<Resources>()
         .with::<ChildEnter>()
         .with::<ChildSpec>()

@@ -4,7 +4,7 @@
 //! is found by its interpreter's id and talks to the supervisor in the same process.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use super::Reports;
@@ -40,7 +40,7 @@ struct ProcessLink {
 
 struct ThreadLink {
     reports: Arc<dyn Reports>,
-    stdio: Mutex<Option<[OwnedFd; 2]>>,
+    stdio: Option<[RawFd; 2]>,
     refused: Mutex<bool>,
     fall_back: bool,
 }
@@ -83,12 +83,12 @@ impl Context {
             .ok_or_else(|| Error::state("the worker's arguments have been taken already"))
     }
 
-    /// The fds to open as stdout and stderr, once; they belong to the caller then. `None` where the
-    /// worker writes to the process's.
-    pub fn take_stdio(&self) -> Option<[i32; 2]> {
+    /// The fds of stdout and stderr; they belong to the runner and outlive the interpreter. `None` where
+    /// the worker writes to the process's.
+    pub fn stdio(&self) -> Option<[RawFd; 2]> {
         match &self.link {
             Link::Process(_) => None,
-            Link::Thread(link) => lock(&link.stdio).take().map(|fds| fds.map(IntoRawFd::into_raw_fd)),
+            Link::Thread(link) => link.stdio,
         }
     }
 
@@ -143,7 +143,7 @@ impl ProcessLink {
 pub(super) struct ThreadWorker {
     pub(super) spec: serde_json::Value,
     pub(super) payload: Arc<Vec<u8>>,
-    pub(super) stdio: Option<[OwnedFd; 2]>,
+    pub(super) stdio: Option<[RawFd; 2]>,
     pub(super) reports: Arc<dyn Reports>,
     pub(super) fall_back: bool,
 }
@@ -152,7 +152,7 @@ impl ThreadWorker {
     pub(super) fn enter(self, interpreter: i64) -> Result<()> {
         let link = ThreadLink {
             reports: self.reports,
-            stdio: Mutex::new(self.stdio),
+            stdio: self.stdio,
             refused: Mutex::new(false),
             fall_back: self.fall_back,
         };

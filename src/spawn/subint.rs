@@ -1,6 +1,6 @@
 //! A worker in a subinterpreter, on a thread that does nothing else: the runner.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,7 +26,8 @@ pub struct Job {
     pub payload: Arc<Vec<u8>>,
     /// `sys.path`.
     pub sys_path: Vec<Vec<u8>>,
-    /// stdout and stderr; `None` for the process's.
+    /// stdout and stderr; `None` for the process's. Open for as long as the runner: a stream that is
+    /// flushed in the last moments of its interpreter still writes where it should.
     pub stdio: Option<[OwnedFd; 2]>,
     /// The way in for the supervisor.
     pub door: Arc<Door>,
@@ -72,17 +73,10 @@ fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>)
     let token = interpreter.token();
     let id = token.interpreter_id();
     interpreters.push(id);
-    let stdio = match &job.stdio {
-        // A second life needs them again.
-        Some([stdout, stderr]) => {
-            Some([crate::sys::fd::duplicate(stdout)?, crate::sys::fd::duplicate(stderr)?])
-        }
-        None => None,
-    };
     let worker = ThreadWorker {
         spec: job.spec.clone(),
         payload: Arc::clone(&job.payload),
-        stdio,
+        stdio: job.stdio.as_ref().map(|streams| streams.each_ref().map(AsRawFd::as_raw_fd)),
         reports: Arc::clone(&job.reports),
         fall_back: may_fall_back,
     };

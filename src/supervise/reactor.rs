@@ -498,7 +498,7 @@ impl Reactor {
         entry.seen.rung.get_or_insert((Rung::Interrupt, reason));
         entry.abandoned = true;
         if let Link::Subint(door) = &entry.link {
-            self.supervisor.quarantine(id, Arc::clone(door));
+            self.supervisor.quarantine(Arc::clone(&entry.worker), Arc::clone(door));
         }
         let (worker, asked) = (Arc::clone(&entry.worker), entry.asked);
         let seen = std::mem::take(&mut entry.seen);

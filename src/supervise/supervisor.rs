@@ -53,7 +53,7 @@ pub struct Supervisor {
     memory: Mutex<Memory>,
     counts: Mutex<Counts>,
     /// The doors of subinterpreters that could not be ended.
-    quarantine: Mutex<HashMap<u64, Arc<Door>>>,
+    quarantine: Mutex<BTreeMap<u64, (Arc<Worker>, Arc<Door>)>>,
 }
 
 /// What is remembered of targets.
@@ -367,8 +367,13 @@ impl Supervisor {
         lock(&self.workers).remove(&id);
     }
 
-    pub(super) fn quarantine(&self, id: u64, door: Arc<Door>) {
-        lock(&self.quarantine).insert(id, door);
+    pub(super) fn quarantine(&self, worker: Arc<Worker>, door: Arc<Door>) {
+        lock(&self.quarantine).insert(worker.id, (worker, door));
+    }
+
+    /// The subinterpreters that could not be ended and are still there, oldest first.
+    pub fn quarantined(&self) -> Vec<(Arc<Worker>, Arc<Door>)> {
+        lock(&self.quarantine).values().cloned().collect()
     }
 
     /// At the end of the program, after [`Supervisor::shut_down`]: makes sure that subinterpreters that
@@ -378,7 +383,7 @@ impl Supervisor {
     /// What is missing for that on this machine.
     pub fn leave_behind(&self, token: Token<'_>) -> Result<()> {
         let kicker = Kicker::new().map_err(Error::unsupported)?;
-        for door in lock(&self.quarantine).values() {
+        for (_, door) in self.quarantined() {
             door.leave_behind(token, &kicker)?;
         }
         kicker.keep();
