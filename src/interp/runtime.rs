@@ -1,4 +1,11 @@
-//! Starting the embedded interpreter of the launcher, once.
+//! Starting the embedded interpreter of the launcher, once, and running a program in it.
+
+mod apart;
+mod ending;
+mod interrupt;
+mod pending;
+mod program;
+mod script;
 
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
@@ -7,6 +14,8 @@ use std::path::Path;
 use crate::error::{Error, Result};
 use crate::ffi::py;
 
+pub use apart::{AtEnd, run_main_apart};
+
 /// What to start with.
 #[derive(Debug)]
 pub struct Start<'a> {
@@ -14,6 +23,8 @@ pub struct Start<'a> {
     pub executable: &'a Path,
     /// The arguments that `python3.14` would get, without its own name.
     pub arguments: &'a [std::ffi::OsString],
+    /// Variables to set for the program, and for Python's own start.
+    pub environment: &'a [(&'a str, &'a std::ffi::OsStr)],
 }
 
 /// Makes the built-in module known, before [`start`].
@@ -33,6 +44,10 @@ pub fn add_builtin(name: &'static CStr, init: unsafe extern "C" fn() -> *mut py:
 /// # Errors
 /// What CPython says, when it can't start.
 pub fn start(start: &Start<'_>) -> Result<()> {
+    for (name, value) in start.environment {
+        // SAFETY: the launcher has no other thread before Python is up.
+        unsafe { std::env::set_var(name, value) };
+    }
     let executable = c_string(start.executable.as_os_str())?;
     let mut arguments = vec![executable.clone()];
     for argument in start.arguments {

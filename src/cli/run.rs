@@ -1,0 +1,80 @@
+//! `run`, `pytest` and `--child`: Python, started with what was typed.
+
+use std::ffi::OsString;
+
+use super::args::{Place, Program};
+use super::{USAGE, complain, python};
+use crate::error::Result;
+use crate::ffi::PyInit__native;
+use crate::interp::attach::Token;
+use crate::interp::runtime::{self, AtEnd, Start};
+use crate::supervise::Supervisor;
+
+/// The exit code when Python cannot be started.
+const FAILED: i32 = 1;
+
+/// Runs a program; the exit code to leave with.
+pub(super) fn program(program: &Program) -> i32 {
+    let backend = program.backend.as_deref().map(|backend| ("TRACTOR_HOST_BACKEND", backend));
+    embed(&program.words, backend.as_slice(), program.place)
+}
+
+/// Becomes a worker process, whose supervisor's channel is fd 0.
+pub(super) fn child(directory: OsString, mut options: Vec<OsString>) -> i32 {
+    // The directory takes the place of the current one, which `-c` puts first: the package, and what
+    // it imports until it has set the worker's own path, must not come from wherever we are.
+    const CODE: &str = "import sys\n\
+        sys.path[:not sys.flags.safe_path] = [sys.argv.pop()]\n\
+        from tractor_host._child import exec_main\n\
+        exec_main()\n";
+    options.extend(["-c".into(), CODE.into(), directory]);
+    embed(&options, &[], Place::Plain)
+}
+
+fn embed(words: &[OsString], environment: &[(&str, &std::ffi::OsStr)], place: Place) -> i32 {
+    let executable = match python::executable() {
+        Ok(executable) => executable,
+        Err(reason) => {
+            complain(reason);
+            return FAILED;
+        }
+    };
+    let start = Start { executable: &executable, arguments: words, environment };
+    match started(&start, place) {
+        Ok(code) => code,
+        Err(error) => {
+            let code = if error.is_invalid_input() { USAGE } else { FAILED };
+            complain(error);
+            code
+        }
+    }
+}
+
+fn started(start: &Start<'_>, place: Place) -> Result<i32> {
+    // One supervisor a process: `tractor_host._native` is this binary's own copy, not the `.so`.
+    runtime::add_builtin(crate::py::NAME, PyInit__native)?;
+    runtime::start(start)?;
+    match place {
+        Place::Plain => Ok(runtime::run_main()),
+        Place::Subint => runtime::run_main_apart(&AtEnd { stop: end_workers, leave: leave_behind }),
+    }
+}
+
+/// Ends the program's workers, within the bounds of their ladders. In the main interpreter the package
+/// itself does that at exit; it leaves a subinterpreter's to whoever ends that.
+fn end_workers() {
+    if let Ok(Some(supervisor)) = Supervisor::existing()
+        && let Err(error) = supervisor.shut_down()
+    {
+        complain(error);
+    }
+}
+
+/// Keeps workers that could not be ended from disturbing the end of Python.
+fn leave_behind(token: Token<'_>) {
+    if let Ok(Some(supervisor)) = Supervisor::existing()
+        && let Err(error) = supervisor.leave_behind(token)
+    {
+        complain(error);
+    }
+}
