@@ -661,7 +661,7 @@ class Started:
         self.process = subprocess.Popen(
             [*command, "-c", textwrap.dedent(source)],
             cwd=folder,
-            env=base_env(),
+            env=base_env() | {"PYTHONPATH": PACKAGE_PATH},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -725,10 +725,20 @@ class Interruptible:
 #: What a shell makes of a death by SIGINT.
 FORCED = 128 + signal.SIGINT
 INTERRUPTIBLE = {
-    "sleep": Interruptible(
-        "import time; print('ready', flush=True); time.sleep(1000)",
-        # CPython's sleep goes on after a signal, where no handler can raise.
+    "sleep": Interruptible("import time; print('ready', flush=True); time.sleep(1000)"),
+    "select": Interruptible("import select; print('ready', flush=True); select.poll().poll()"),
+    "read": Interruptible(
+        "import os; print('ready', flush=True); os.read(os.pipe()[0], 1)",
+        # CPython goes on reading after a signal, where no handler can raise.
         in_subint=FORCED,
+    ),
+    "worker": Interruptible(
+        """
+        import tractor_host as th
+        worker = th.spawn("time:sleep", 1000, backend="fork")
+        print("ready", flush=True)
+        worker.wait()
+        """
     ),
     "lock": Interruptible("import threading; print('ready', flush=True); threading.Event().wait()"),
     "lock with a timeout": Interruptible(
@@ -885,8 +895,8 @@ print("ready", flush=True)
     [
         (SWALLOWS, 5),
         ("print('ready', flush=True); sum(range(10**12))", 1),
-        ("import time; print('ready', flush=True); time.sleep(1000)", 1),
-        ("import atexit, time; atexit.register(time.sleep, 1000); print('ready', flush=True)", 1),
+        ("import os; print('ready', flush=True); os.read(os.pipe()[0], 1)", 1),
+        ("import atexit, os; atexit.register(os.read, os.pipe()[0], 1); print('ready', flush=True)", 1),
         (ENDLESS_THREAD, 1),
     ],
     ids=["swallowed", "C code that holds the GIL", "blocked", "blocked at exit", "thread that is blocked"],
@@ -901,7 +911,7 @@ def test_one_interrupt_ends_a_subinterpreter_in_bounded_time(
 
 
 def test_forced_end_flushes_what_it_can(tmp_path: Path) -> None:
-    source = "import sys, time; print('ready', flush=True); sys.stdout.write('tail'); time.sleep(1000)"
+    source = "import os, sys; print('ready', flush=True); sys.stdout.write('tail'); os.read(os.pipe()[0], 1)"
     with Started(SUBINT, source, tmp_path) as started:
         started.blocked().send(signal.SIGINT)
         assert started.ended() == (FORCED, b"tail", b"")

@@ -98,6 +98,15 @@ fn help_of_run_is_ours() {
 }
 
 #[test]
+fn bench_is_a_module_of_ours() {
+    let found = program("bench kill --help");
+    assert_eq!(
+        found,
+        Program { place: Place::Plain, backend: None, words: words("-m tractor_host.bench kill --help") }
+    );
+}
+
+#[test]
 fn pytest_is_a_module() {
     let found = program("pytest --main -x --help tests");
     assert_eq!(

@@ -102,8 +102,9 @@ pub fn parse(words: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> Re
         }
         Some(Arg::Value(name)) => match name.to_str() {
             Some("run") => return run(&mut parser),
-            Some("pytest") => {
-                let mut words = vec!["-m".into(), "pytest".into()];
+            Some(name @ ("pytest" | "bench")) => {
+                let module = if name == "bench" { "tractor_host.bench" } else { name };
+                let mut words = vec!["-m".into(), module.into()];
                 words.extend(parser.raw_args()?);
                 return Ok(Command::Run(Program { place: Place::Plain, backend: None, words }));
             }
@@ -126,7 +127,7 @@ fn topic(parser: &mut lexopt::Parser) -> Result<Topic, Misuse> {
         None => Ok(Topic::All),
         Some(Arg::Value(name)) => match name.to_str() {
             Some("run" | "pytest") => Ok(Topic::Run),
-            Some("doctor" | "help") => Ok(Topic::All),
+            Some("bench" | "doctor" | "help") => Ok(Topic::All),
             _ => Err(Misuse::Wrong(format!("there is no command `{}`", name.display()))),
         },
         Some(other) => Err(other.unexpected().into()),

@@ -15,12 +15,14 @@ tractor-host: run Python programs whose workers can always be killed
 
 usage: tractor-host run [--main plain|subint] [--backend B] PROGRAM [ARG…]
        tractor-host pytest [ARG…]
+       tractor-host bench NAME [OPTION…]
        tractor-host doctor
        tractor-host help [run]
        tractor-host --version
 
 run      run a Python program as python3.14 does (`tractor-host help run` has more)
 pytest   run pytest under the embedded interpreter
+bench    measure; `bench kill` shows how each shape of stuck code ends
 doctor   tell whether this machine has everything that tractor-host needs
 ";
 

@@ -193,13 +193,31 @@ unsafe fn call<F: Function>(args: *mut *mut py::PyObject, count: usize) -> *mut 
             match outcome {
                 Ok(value) => return value.into_object(),
                 Err(error) if error.kind() == Kind::Interrupted => {
-                    if py::PyErr_CheckSignals() != 0 {
+                    // Handlers run in the main interpreter alone; elsewhere a signal tells of an exception
+                    // that another thread has raised here, which rises in the next line of Python.
+                    if py::PyErr_CheckSignals() != 0 || !run_a_line() {
                         return std::ptr::null_mut();
                     }
                 }
                 Err(error) => return raise(&error),
             }
         }
+    }
+}
+
+/// Runs a line of Python that does nothing. False, and an exception is pending, when another thread has
+/// raised one in this thread.
+unsafe fn run_a_line() -> bool {
+    // SAFETY: the caller is attached; both objects are dropped after their last use.
+    unsafe {
+        let globals = py::PyDict_New();
+        if globals.is_null() {
+            return false;
+        }
+        let run = py::PyRun_String(c"pass".as_ptr(), py::Py_file_input, globals, globals);
+        py::Py_DECREF(globals);
+        py::Py_XDECREF(run);
+        !run.is_null()
     }
 }
 

@@ -226,7 +226,7 @@ impl Door {
     }
 
     /// The interpreter, as long as it has not ended.
-    pub fn interpreter(&self) -> Option<Interpreter> {
+    pub fn behind(&self) -> Option<Interpreter> {
         lock(&self.state).behind
     }
 

@@ -139,7 +139,7 @@ native!(
     |_, _| {
         let Some(supervisor) = Supervisor::existing()? else { return Ok(json!([]).into()) };
         let list = supervisor.quarantined().into_iter().map(|(worker, door)| {
-            let threads = door.interpreter().map_or_else(Vec::new, stacks::of);
+            let threads = door.behind().map_or_else(Vec::new, stacks::of);
             json!({ "worker": worker.info(), "threads": threads })
         });
         Ok(Json::Array(list.collect()).into())

@@ -53,8 +53,11 @@ pub struct Supervisor {
     memory: Mutex<Memory>,
     counts: Mutex<Counts>,
     /// The doors of subinterpreters that could not be ended.
-    quarantine: Mutex<BTreeMap<u64, (Arc<Worker>, Arc<Door>)>>,
+    quarantine: Mutex<BTreeMap<u64, Quarantined>>,
 }
+
+/// A subinterpreter worker that could not be ended, and the way to it.
+pub type Quarantined = (Arc<Worker>, Arc<Door>);
 
 /// What is remembered of targets.
 #[derive(Default)]
@@ -372,7 +375,7 @@ impl Supervisor {
     }
 
     /// The subinterpreters that could not be ended and are still there, oldest first.
-    pub fn quarantined(&self) -> Vec<(Arc<Worker>, Arc<Door>)> {
+    pub fn quarantined(&self) -> Vec<Quarantined> {
         lock(&self.quarantine).values().cloned().collect()
     }
 

@@ -82,6 +82,16 @@ impl Kicker {
     /// The caller makes sure that `thread` is still the thread that it means: its id could have been
     /// given to another one otherwise.
     pub fn kick(&mut self, thread: i32) -> Option<i64> {
+        self.end_call(thread, |number| imp::is_blocking(number).then_some(libc::ECANCELED))
+    }
+
+    /// As [`Kicker::kick`], but only where the call then returns as if its time had come: from a lock, a
+    /// sleep, a wait for events. So an innocent thread can be made to look up.
+    pub fn wake(&mut self, thread: i32) -> Option<i64> {
+        self.end_call(thread, |number| imp::has_timeout(number).then_some(0))
+    }
+
+    fn end_call(&mut self, thread: i32, errno_for: impl Fn(i64) -> Option<i32>) -> Option<i64> {
         let blocked = look(thread)?;
         let errno = match blocked.number {
             libc::SYS_futex => {
@@ -94,8 +104,7 @@ impl Kicker {
                 }
                 libc::ETIMEDOUT
             }
-            number if imp::is_blocking(number) => libc::ECANCELED,
-            _ => return None,
+            number => errno_for(number)?,
         };
         imp::send(thread, &blocked, errno).then_some(blocked.number)
     }
@@ -150,6 +159,22 @@ mod imp {
     use std::sync::atomic::Ordering;
 
     use super::{Blocked, HITS, PARK, SIGNAL};
+
+    /// Calls whose result 0 says that the time is up.
+    pub(super) fn has_timeout(number: i64) -> bool {
+        matches!(
+            number,
+            libc::SYS_poll
+                | libc::SYS_ppoll
+                | libc::SYS_select
+                | libc::SYS_pselect6
+                | libc::SYS_epoll_wait
+                | libc::SYS_epoll_pwait
+                | libc::SYS_epoll_pwait2
+                | libc::SYS_nanosleep
+                | libc::SYS_clock_nanosleep
+        )
+    }
 
     /// Calls that wait for the world and that CPython makes with the GIL released.
     pub(super) fn is_blocking(number: i64) -> bool {
@@ -353,6 +378,10 @@ mod imp {
         pub(super) fn new() -> Result<Self, String> {
             Err("not on this architecture".into())
         }
+    }
+
+    pub(super) fn has_timeout(_number: i64) -> bool {
+        false
     }
 
     pub(super) fn is_blocking(_number: i64) -> bool {

@@ -26,7 +26,7 @@ const TO_REACT: Duration = Duration::from_secs(1);
 const TO_ANSWER: Duration = Duration::from_millis(500);
 /// How long the program may take to end, from the first Ctrl-C on.
 const TO_END: Duration = Duration::from_secs(5);
-/// How often a main thread that waits for a lock is looked at.
+/// How often a main thread that waits is looked at.
 const PERIOD: Duration = Duration::from_millis(10);
 /// How long a last flush may take.
 const TO_FLUSH: Duration = Duration::from_millis(250);
@@ -174,7 +174,7 @@ fn interrupt(door: &Door, main: MainThread, pressed: Instant) {
     if asked == Some(true) && !STIRRED.wait_through_signals(Some(pressed + TO_ANSWER)) {
         door.visit(|token| raise(token, main, &prepare(token, main).0));
     }
-    end_lock_waits(main, pressed + TO_REACT);
+    end_waits(main, pressed + TO_REACT);
 }
 
 fn raise(_: Token<'_>, main: MainThread, exception: &Owned) {
@@ -183,16 +183,15 @@ fn raise(_: Token<'_>, main: MainThread, exception: &Owned) {
     unsafe { py::PyThreadState_SetAsyncExc(main.ident.cast_signed(), exception.as_ptr()) };
 }
 
-/// Makes the main thread look up from locks that it waits for, Python's and ours, until it has reacted.
-/// From other waits it can only be freed with an error that the program may not expect.
-fn end_lock_waits(main: MainThread, deadline: Instant) {
+/// Makes the main thread look up from what it waits for, until it has reacted: locks, Python's and
+/// ours, sleeps, events. From other waits it can only be freed with an error that the program may not
+/// expect.
+fn end_waits(main: MainThread, deadline: Instant) {
     let mut kicker = Kicker::new().ok();
     while Instant::now() < deadline && !STIRRED.wait_through_signals(Some(Instant::now() + PERIOD)) {
-        if kick::look(main.native).is_none_or(|blocked| blocked.number != libc::SYS_futex) {
-            continue;
-        }
-        let kicked = kicker.as_mut().and_then(|kicker| kicker.kick(main.native));
-        if kicked.is_none() {
+        let woken = kicker.as_mut().and_then(|kicker| kicker.wake(main.native));
+        if woken.is_none() && kick::look(main.native).is_some_and(|blocked| blocked.number == libc::SYS_futex)
+        {
             // The waits of `tractor_host._native` look at what is pending when a signal interrupts them.
             NUDGING.store(true, Ordering::Release);
             // The main thread is there as long as the process.
