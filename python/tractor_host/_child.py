@@ -56,19 +56,14 @@ def exec_main() -> None:
     main()
 
 
-def cancel() -> bool:
-    """Asks the running target to stop; called by the supervisor on a thread of its own.
-
-    Returns:
-        Whether that was all. False: raise `Cancelled` in the target's thread.
-    """
+def cancel() -> None:
+    """Asks the running target to stop; called by the supervisor on a thread of its own."""
     global _cancelled
     with _lock:
         first, _cancelled = not _cancelled, True
-        canceller = _canceller
-    if not first or canceller is None:
-        return True
-    return canceller() is not False
+        # Under the lock: once `set_canceller(None)` has returned, nothing reaches a target any more.
+        if first and _canceller is not None:
+            _canceller()
 
 
 def set_canceller(canceller: Callable[[], object] | None) -> None:
@@ -76,9 +71,8 @@ def set_canceller(canceller: Callable[[], object] | None) -> None:
     global _canceller
     with _lock:
         _canceller = canceller
-        late = _cancelled
-    if late and canceller is not None:
-        canceller()
+        if _cancelled and canceller is not None:
+            canceller()
 
 
 def was_cancelled() -> bool:
@@ -179,7 +173,11 @@ def _work(spec: dict[str, Any]) -> int:
         run = _runner(spec, target)
         _native.child_send({"type": "started"}, b"")
         booted = True
-        value = run(target, args, kwargs)
+        try:
+            value = run(target, args, kwargs)
+        finally:
+            set_canceller(None)
+            _take_late_cancellation()
         payload = _dump(value)
     except Cancelled as error:
         if not _cancelled:
@@ -192,10 +190,17 @@ def _work(spec: dict[str, Any]) -> int:
         return code
     except BaseException as error:
         return _report_raised(error, boot=not booted)
-    finally:
-        set_canceller(None)
     _native.child_send({"type": "returned"}, payload)
     return 0
+
+
+def _take_late_cancellation() -> None:
+    """Lets what was raised a moment too late rise here, where it does no harm: the target is over."""
+    try:
+        for _ in range(8):
+            pass
+    except Cancelled:
+        return
 
 
 def _load(spec: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
@@ -305,9 +310,8 @@ def _run_in_process(target: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _run_in_thread(target: Any, args: Any, kwargs: Any) -> Any:
-    set_canceller(lambda: False)
-    if _cancelled:
-        raise Cancelled
+    thread = _thread.get_ident()
+    set_canceller(lambda: _native.child_raise_cancelled(thread))
     return target(*args, **kwargs)
 
 
@@ -329,7 +333,7 @@ def _exit_code(error: SystemExit) -> int:
     if code is None:
         return 0
     if isinstance(code, int):
-        return code & 0xFF
+        return code & 0xFF if -(2**63) <= code < 2**63 else 0xFF
     print(code, file=sys.stderr)
     return 1
 

@@ -19,7 +19,9 @@ def summary(error: BaseException) -> str:
     except Exception as broken:
         text = f"<its __str__ raised {type(broken).__name__}>"
     name = type(error).__qualname__
-    return f"{name}: {text.splitlines()[0]}" if text else name
+    line = f"{name}: {text.splitlines()[0]}" if text.strip() else name
+    # Lone surrogates can go nowhere but into a Python string.
+    return line.encode("utf-8", "backslashreplace").decode()
 
 
 def dump(error: BaseException) -> bytes:
@@ -45,7 +47,9 @@ def load(payload: bytes, *, raised: bool) -> tuple[bool, Any]:
             return True, content
         nodes, text = content
         return False, (_build(nodes), text)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a worker's result must not end the program that looks at it
         error.add_note("raised while the worker's result was unpickled here")
         return False, (error, "")
 
@@ -108,6 +112,8 @@ def _make(node: dict[str, Any], made: list[BaseException | None]) -> BaseExcepti
             error = pickle.loads(node["pickled"])
             if isinstance(error, BaseException):
                 return error
-        except Exception as broken:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as broken:
             return UnpicklableError(f"{node['summary']} (it does not unpickle here: {summary(broken)})")
     return UnpicklableError(f"{node['summary']} (it cannot be pickled)")

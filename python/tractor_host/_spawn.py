@@ -86,6 +86,9 @@ def spawn(
     if wall == "fork":
         _preload()
     packed = Target(target, args, kwargs or {})
+    if packed.needs_main:
+        # What a worker makes of our main program comes back under this name, as with multiprocessing.
+        sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
     spec: dict[str, Any] = {
         "wall": wall,
         "runtime": runtime,
@@ -115,7 +118,7 @@ def spawn(
         "spec": spec,
     }
     _end_workers_at_exit()
-    return Worker._of(_native.spawn(request, packed.payload))
+    return Worker._of(_native.spawn(request, packed.payload), warns=True)
 
 
 def workers() -> list[Worker]:
@@ -123,7 +126,7 @@ def workers() -> list[Worker]:
     found = []
     for info in _native.workers():
         try:
-            found.append(Worker._of(_native.hold(info["id"])))
+            found.append(Worker._of(_native.hold(info["id"]), warns=False))
         except LookupError:  # it ended just now, and nobody else had a handle
             continue
     return found

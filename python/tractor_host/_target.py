@@ -129,7 +129,7 @@ def main_module() -> list[str]:
     if isinstance(name, str) and name != "__main__":
         return ["module", name]
     path = getattr(main, "__file__", None)
-    if isinstance(path, str):
+    if isinstance(path, str) and os.path.exists(path):
         return ["path", fs_text(os.path.abspath(path))]
     if "-c" in sys.orig_argv[1:] and sys.argv[:1] == ["-c"]:
         return ["code", sys.orig_argv[sys.orig_argv.index("-c") + 1]]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import warnings
-from typing import Any, Literal, Self, final
+from typing import Any, Literal, NoReturn, Self, final
 
 from tractor_host import _native
 from tractor_host._errors import (
@@ -58,26 +59,40 @@ class Worker:
     on; it is ended with the program at the latest.
     """
 
-    __slots__ = ("__weakref__", "_info", "_loaded")
+    __slots__ = ("__weakref__", "_host", "_info", "_loaded", "_warns")
 
     _info: dict[str, Any]
+    _host: int
     _loaded: tuple[bool, Any] | None
+    _warns: bool
 
     def __init__(self) -> None:
         raise TypeError("a Worker is made by tractor_host.spawn()")
 
     @classmethod
-    def _of(cls, info: dict[str, Any]) -> Self:
-        """Takes over one counted handle."""
+    def _of(cls, info: dict[str, Any], *, warns: bool) -> Self:
+        """Takes over one counted handle; `warns` if it is the one that has to be waited for."""
         worker = object.__new__(cls)
         worker._info = info
+        worker._host = os.getpid()
         worker._loaded = None
+        worker._warns = warns
         return worker
 
     @property
     def id(self) -> int:
-        """Unique in this process."""
+        """Unique in the process that spawned it."""
         return int(self._info["id"])
+
+    @property
+    def _key(self) -> int:
+        """The id, for the supervisor of this process: not in a forked copy of the host."""
+        if self._host != os.getpid():
+            raise RuntimeError(
+                f"worker {self.name!r} belongs to process {self._host}, from which this one was forked; "
+                "only that one can wait for it or end it"
+            )
+        return self.id
 
     @property
     def name(self) -> str:
@@ -103,12 +118,12 @@ class Worker:
     @property
     def state(self) -> str:
         """`"booting"`, `"running"`, `"cancelling"`, `"killing"` or `"ended"`."""
-        return str(_native.info(self.id)["state"])
+        return str(_native.info(self._key)["state"])
 
     @property
     def exit(self) -> Exit | None:
         """How it ended; `None` while it has not."""
-        found = _native.exit(self.id)
+        found = _native.exit(self._key)
         return None if found is None else Exit(**found)
 
     def wait(self, timeout: float | None = None) -> Exit:
@@ -120,7 +135,7 @@ class Worker:
         Raises:
             TimeoutError: It has not ended by then. It runs on.
         """
-        if not _native.wait(self.id, finite("timeout", timeout)):
+        if not _native.wait(self._key, finite("timeout", timeout)):
             raise TimeoutError(f"worker {self.name!r} has not ended within {timeout} s; it runs on")
         found = self.exit
         assert found is not None, "a worker that has ended has an exit"
@@ -154,14 +169,15 @@ class Worker:
         if self._loaded is None:
             from tractor_host import _remote
 
-            payload = _native.outcome(self.id)
+            payload = _native.outcome(self._key)
             assert payload is not None, "a worker that returned or raised sent something"
             self._loaded = _remote.load(payload, raised=found.kind == "raised")
         good, value = self._loaded
         if good:
             return value
         raised, traceback = value
-        raise RemoteError(f"{what} {found.cause}", found, traceback) from raised
+        how = found.cause if found.kind == "raised" else "returned a value that does not unpickle here"
+        raise RemoteError(f"{what} {how}", found, traceback) from raised
 
     def cancel(self) -> None:
         """Asks it to stop, and returns at once.
@@ -169,7 +185,7 @@ class Worker:
         A trio or asyncio target is cancelled by its loop; a sync target gets `Cancelled` raised in it.
         Nothing forces it to comply: that is `kill`.
         """
-        _native.cancel(self.id)
+        _native.cancel(self._key)
 
     def kill(self) -> Exit:
         """Ends it, and waits until it is gone: `cancel` first, then rung by rung.
@@ -177,7 +193,7 @@ class Worker:
         Bounded by `cancel_timeout + kill_timeout` (and a second at least for SIGKILL) of its spawn.
         Does nothing to a worker that has ended.
         """
-        _native.kill(self.id)
+        _native.kill(self._key)
         return self.wait()
 
     def fileno(self) -> int:
@@ -185,17 +201,17 @@ class Worker:
 
         It belongs to the worker: don't read from it and don't close it.
         """
-        return _native.fileno(self.id)
+        return _native.fileno(self._key)
 
     @property
     def stdout(self) -> bytes:
         """What it has written to stdout so far; with `stdio="pipe"` only."""
-        return _native.output(self.id, False)
+        return _native.output(self._key, False)
 
     @property
     def stderr(self) -> bytes:
         """What it has written to stderr so far; with `stdio="pipe"` only."""
-        return _native.output(self.id, True)
+        return _native.output(self._key, True)
 
     def __enter__(self) -> Self:
         return self
@@ -203,7 +219,12 @@ class Worker:
     def __exit__(self, *exc_info: object) -> None:
         self.kill()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Worker cannot be pickled or copied: it is a handle of this process")
+
     def __repr__(self) -> str:
+        if self._host != os.getpid():
+            return f"<Worker {self.name!r} of process {self._host}>"
         found = self.exit
         state = self.state if found is None else f"{found.kind}: {found.cause.partition(chr(10))[0]}"
         pid = "" if self.pid is None else f" pid={self.pid}"
@@ -211,14 +232,14 @@ class Worker:
 
     def __del__(self) -> None:
         info = getattr(self, "_info", None)
-        if info is None:
+        if info is None or self._host != os.getpid():
             return
         try:
             running = _native.exit(info["id"]) is None
         except Exception:  # the process was forked behind our back: its workers are not ours
             return
         _native.release(info["id"])
-        if running:
+        if running and self._warns:
             warnings.warn(
                 f"worker {info['name']!r} is still running and nobody waits for it: use it as a context "
                 "manager, or wait() for it",

@@ -72,21 +72,16 @@ pub fn source(_: Token<'_>, code: &str) -> Result<()> {
     Ok(())
 }
 
-/// Calls `function` of an imported module and returns whether its result is true; `None` when the
-/// module has not been imported here.
+/// Calls `function` of a module, if that has been imported here.
 ///
 /// # Errors
 /// The exception that the function raised, as text.
-pub fn predicate_if_imported(token: Token<'_>, module: &CStr, function: &CStr) -> Result<Option<bool>> {
-    let Some(callable) = attribute_if_imported(token, module, function)? else { return Ok(None) };
-    // SAFETY: the token proves that the thread is attached, and `callable` is alive.
-    unsafe {
-        let answer = Owned::from_new(py::PyObject_CallNoArgs(callable.as_ptr()))?;
-        match py::PyObject_IsTrue(answer.as_ptr()) {
-            -1 => Err(take_exception()),
-            truth => Ok(Some(truth == 1)),
-        }
+pub fn function_if_imported(token: Token<'_>, module: &CStr, function: &CStr) -> Result<()> {
+    if let Some(callable) = attribute_if_imported(token, module, function)? {
+        // SAFETY: the token proves that the thread is attached, and `callable` is alive.
+        unsafe { Owned::from_new(py::PyObject_CallNoArgs(callable.as_ptr()))? };
     }
+    Ok(())
 }
 
 /// Raises the exception class `name` of an imported module in the thread with the Python ident

@@ -32,9 +32,7 @@ struct State {
     interpreter: Option<Interpreter>,
     /// The same, also once the door is closed.
     behind: Option<Interpreter>,
-    /// The thread that opened it, by Python's ident and by the kernel's id. The latter as long as
-    /// the thread is there for sure.
-    runner: u64,
+    /// The thread that opened it, as long as it is there for sure.
     runner_native: Option<i32>,
     visitors: usize,
     /// Processes that its threads had started, killed and to be reaped.
@@ -73,8 +71,6 @@ impl Door {
         let mut state = lock(&self.state);
         state.interpreter = Some(Interpreter::current(token));
         state.behind = state.interpreter;
-        // SAFETY: pthread_self has no preconditions. It is what Python takes as a thread's ident.
-        state.runner = unsafe { libc::pthread_self() };
         state.runner_native = Some(crate::sys::thread::id());
     }
 
@@ -117,19 +113,12 @@ impl Door {
 }
 
 impl Door {
-    /// Asks the worker behind the door to stop: through its event loop where it has one, else by
-    /// raising `Cancelled` in the thread that opened the door.
+    /// Asks the worker behind the door to stop, in the way that it has prepared for that.
     ///
     /// # Errors
     /// What its Python side raised.
     pub fn cancel(&self) -> Result<()> {
-        let runner = lock(&self.state).runner;
-        let asked = self.visit(|token| {
-            match call::predicate_if_imported(token, c"tractor_host._child", c"cancel")? {
-                Some(false) => call::raise_in(token, runner, c"tractor_host._errors", c"Cancelled").map(drop),
-                Some(true) | None => Ok(()),
-            }
-        });
+        let asked = self.visit(|token| call::function_if_imported(token, c"tractor_host._child", c"cancel"));
         asked.unwrap_or(Ok(()))
     }
 }

@@ -9,7 +9,8 @@ use crate::diag::stacks;
 use crate::error::{Error, Result};
 use crate::ffi::module::{Call, Function, Table};
 use crate::ffi::value::{Arg, Value};
-use crate::interp::attach::with_current;
+use crate::interp::attach::{Token, with_current};
+use crate::interp::call;
 use crate::spawn::context;
 use crate::spawn::request::{Request, seconds};
 use crate::supervise::Supervisor;
@@ -181,6 +182,19 @@ native!(ChildSend, "child_send", ("message", "payload"), waits: true,
     context::current(call.interpreter)?.send(&message, bytes(args, 1)?)?;
     Ok(Value::NONE)
 });
+native!(
+    ChildRaiseCancelled,
+    "child_raise_cancelled",
+    ("thread"),
+    waits: false,
+    "Raise Cancelled in a thread of this interpreter, by its ident, at its next instruction.",
+    |_, args| {
+        let thread = json(args, 0)?.as_u64().ok_or_else(|| Error::invalid("a thread's ident is a positive integer"))?;
+        let raise = |token: Token<'_>| call::raise_in(token, thread, c"tractor_host._errors", c"Cancelled");
+        with_current(raise).transpose()?;
+        Ok(Value::NONE)
+    }
+);
 native!(ChildLeave, "child_leave", ("code"), waits: false,
 "End this process, a worker, at once with an exit code.",
 |_, args| {
@@ -215,6 +229,7 @@ pub(super) fn table() -> Table {
         .with::<ChildPayload>()
         .with::<ChildStdio>()
         .with::<ChildSend>()
+        .with::<ChildRaiseCancelled>()
         .with::<ChildLeave>()
         .with::<IsMainInterpreter>()
 }

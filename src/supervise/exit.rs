@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::ladder::{Reason, Rung};
-use crate::sys::process::{ORPHANED, Status};
+use crate::sys::process::Status;
 use crate::sys::signal;
 use crate::wire::message::FromWorker;
 
@@ -149,9 +149,6 @@ impl Seen {
                     ""
                 };
                 format!("its process {}{when}{hint}", words(status))
-            }
-            Some(Status::Exited(ORPHANED)) => {
-                format!("its process gave up the channel to its supervisor{when}")
             }
             Some(status) => format!("its process {}{when}, without a result", words(status)),
             None => format!("its thread ended{when}, without a result"),

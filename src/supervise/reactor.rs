@@ -238,7 +238,11 @@ impl Reactor {
                 }
                 Command::RunnerEnded(id, interpreters, error) => self.runner_ended(id, &interpreters, error),
                 Command::Cancel(id) => self.cancel(id),
-                Command::Kill(id, reason) => self.kill(id, reason),
+                Command::Kill(id, reason) => {
+                    // What it has said already (that it runs, say) decides where the ladder begins.
+                    self.read_channel(id);
+                    self.kill(id, reason);
+                }
                 Command::Stop => return true,
             }
         }
@@ -371,7 +375,8 @@ impl Reactor {
                 process.outbox.clear();
             }
             if closed && broken.is_none() && process.decoder.is_mid_frame() {
-                broken = Some(Error::protocol("the channel was closed in the middle of a message"));
+                // It died in the middle of a message, mostly; that it did is told with its end.
+                entry.seen.failure = Some("it closed the channel in the middle of a message".into());
             }
         }
         for (message, payload) in messages {

@@ -217,12 +217,11 @@ impl Worker {
             shared.outcome = None;
         }
         shared.exit = Some(exit);
+        // Before the fd: who sees that readable may wait without a bound of its own.
+        self.ended.set();
         if let Some(fd) = &shared.notify {
             crate::sys::fd::raise(fd);
         }
-        let forgotten = shared.handles == 0;
-        drop(shared);
-        self.ended.set();
-        forgotten
+        shared.handles == 0
     }
 }

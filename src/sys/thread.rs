@@ -13,8 +13,7 @@ pub const PYTHON_STACK_BYTES: usize = 8 << 20;
 
 /// Names the calling thread, as `ps -T` shows it. The kernel keeps 15 bytes.
 pub fn set_name(name: &str) {
-    let bytes: Vec<u8> = name.bytes().filter(|byte| *byte != 0).take(15).collect();
-    if let Ok(name) = CString::new(bytes) {
+    if let Ok(name) = CString::new(&name[..name.floor_char_boundary(15)]) {
         // A name is a courtesy: prctl(PR_SET_NAME) has no failure that matters to anyone.
         let _ = rustix::thread::set_name(&name);
     }

@@ -1,0 +1,132 @@
+"""Waiting for what workers do, by looking at it: no test sleeps for a time and hopes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import tractor_host as th
+from tractor_host import _native
+
+#: Longer than anything takes; as conftest's, which programs can't import without pytest.
+PATIENCE = 30.0
+
+
+def importable() -> dict[str, str]:
+    """An environment in which programs can import what the tests can."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+
+
+def resources() -> dict[str, Any]:
+    """What this process owns; its fds by what they are."""
+    found = _native.resources()
+    fds = {}
+    for fd in found["fds"]:
+        with suppress(OSError):  # the one that was used to look
+            fds[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    return {**found, "fds": fds}
+
+
+def until_same(look: Callable[[], Any], before: Any) -> Any:
+    """Waits until `look()` is as it was."""
+    deadline = time.monotonic() + PATIENCE
+    while (now := look()) != before:
+        assert time.monotonic() < deadline, f"left behind: {before} has become {now}"
+        time.sleep(0.002)
+    return now
+
+
+def until(condition: Callable[[], Any], what: str = "it", timeout: float = PATIENCE) -> Any:
+    """Waits until `condition()` is true and returns its value."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what} did not come about within {timeout} s"
+        time.sleep(0.002)
+    return value
+
+
+def ready(worker: th.Worker, text: str = "ready") -> th.Worker:
+    """Waits until a worker with stdio="pipe" has written `text`; fails at once when it ends before."""
+
+    def seen() -> bool:
+        ended = worker.exit
+        # What it writes can be seen before the supervisor has heard that it has started.
+        if text.encode() in worker.stdout and worker.state != "booting":
+            return True
+        assert ended is None, f"ended before it was {text}: {ended}\n{worker.stderr.decode()}"
+        return False
+
+    until(seen, f"{text!r} of {worker}")
+    return worker
+
+
+def children_of(worker: th.Worker) -> list[int]:
+    """The pids that it has written as `child PID`."""
+    return [int(pid) for pid in re.findall(rb"^child (\d+)$", worker.stdout, re.MULTILINE)]
+
+
+def thread_of(worker: th.Worker) -> Path:
+    """The /proc folder of the thread that a worker's target runs on."""
+    if worker.pid is not None:
+        return Path(f"/proc/{worker.pid}/task/{worker.pid}")
+    name = f"th:{worker.name}"[:15]
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            if (task / "comm").read_text().rstrip("\n") == name:
+                return task
+        except OSError:  # it ended just now
+            continue
+    raise AssertionError(f"there is no thread {name!r}")
+
+
+def blocked(task: Path, *, samples: int = 4) -> None:
+    """Waits until a thread sleeps in the kernel for good: it is not scheduled for a while.
+
+    A thread that waits for the GIL is woken every 5 ms.
+    """
+    switches: list[str] = []
+
+    def quiet() -> bool:
+        status = (task / "status").read_text()
+        state = re.findall(r"^State:\t(.)|^(?:non)?voluntary_ctxt_switches:\t(\d+)", status, re.MULTILINE)
+        now = repr(state)
+        if "'S'" not in now or (switches and switches[-1] != now):
+            switches.clear()
+        switches.append(now)
+        time.sleep(0.01)
+        return len(switches) > samples
+
+    until(quiet, f"a blocked {task}")
+
+
+@contextmanager
+def together() -> Iterator[Callable[..., th.Worker]]:
+    """Gives a `spawn` whose workers are all killed at the same time at the end, however it comes."""
+    workers: list[th.Worker] = []
+
+    def spawn(*args: Any, **options: Any) -> th.Worker:
+        workers.append(th.spawn(*args, **options))
+        return workers[-1]
+
+    try:
+        yield spawn
+    finally:
+        kill_all(workers)
+
+
+def kill_all(workers: Iterable[th.Worker]) -> list[th.Exit]:
+    """Kills all at once: `kill` waits, so it is called on a thread for each."""
+    workers = list(workers)
+    threads = [threading.Thread(target=worker.kill) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [worker.wait(timeout=PATIENCE) for worker in workers]
