@@ -173,7 +173,6 @@ def audit_in_a_loop(root: str, paths: list[str]) -> Row:
 
 def audit_with_workers(row: Row, wall: Wall, root: str, paths: list[str]) -> None:
     progress = Progress(row.title, len(paths))
-    begun = time.monotonic()
     with th.spawn(
         spin,
         backend=wall.backend,
@@ -181,6 +180,9 @@ def audit_with_workers(row: Row, wall: Wall, root: str, paths: list[str]) -> Non
         cancel_timeout=CANCEL_TIMEOUT,
         kill_timeout=KILL_TIMEOUT,
     ) as spinner:
+        while spinner.state == "booting":
+            time.sleep(0.001)
+        begun = time.monotonic()
         crasher = None
         for spawned, worker in workers_in_turn(wall, root, split(paths, LIVE * ROUNDS)):
             try:

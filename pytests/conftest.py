@@ -81,15 +81,14 @@ def leaves_nothing_behind() -> Iterator[None]:
     before = owned()
     yield
     deadline = time.monotonic() + 10
-    while True:
-        gc.collect()
-        after = owned()
-        if _same(before, after):
-            return
+    while not _same(before, after := owned()):
         if time.monotonic() > deadline:
             break
+        gc.collect()
         # A thread is on its way out for a moment after its last word; nothing announces its end.
         time.sleep(0.01)
+    else:
+        return
     left = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
     pytest.fail(f"left behind (before, after): {left}")
 

@@ -325,6 +325,45 @@ def raise_long_chain(length: int) -> NoReturn:
     raise error
 
 
+class OwnGroup(ExceptionGroup[Exception]):
+    """With an argument of its own, as its class must have then: __new__, derive, __reduce__."""
+
+    code: int
+
+    def __new__(cls, message: str, exceptions: list[Exception], code: int) -> OwnGroup:
+        self = super().__new__(cls, message, exceptions)
+        self.code = code
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OwnGroup, (self.message, list(self.exceptions), self.code)
+
+
+def raise_own_group() -> NoReturn:
+    inside = ValueError("inside")
+    inside.add_note("of a member")
+    inside.__cause__ = KeyError("of a member")
+    raise OwnGroup("mine", [inside], 7)
+
+
+class PickledAsANumber(Exception):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ()
+
+
+def raise_pickled_as_a_number() -> NoReturn:
+    raise PickledAsANumber
+
+
+class ExitWhenUnpickled(Exception):
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sys.exit, ("text",)
+
+
+def raise_exit_when_unpickled() -> NoReturn:
+    raise ExitWhenUnpickled
+
+
 class SlowToPickle(Exception):
     """Can be cancelled while it is being reported."""
 

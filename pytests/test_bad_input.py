@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import targets
+import tractor_host as th
 from conftest import PATIENCE, Program
 from helpers import importable, ready
-
-import tractor_host as th
-
 
 # -- targets ---------------------------------------------------------------------------------------------
 
@@ -34,14 +33,22 @@ def refuses(error: type[Exception], text: str, *args: Any, **options: Any) -> No
     assert re.search(text, str(caught.value)), str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["", "math", "math:", ":sqrt", "math.sqrt", "math:sqrt:x", "a b:c", "math:1", "../x:y"])
+@pytest.mark.parametrize(
+    "name", ["", "math", "math:", ":sqrt", "math.sqrt", "math:sqrt:x", "a b:c", "math:1", "../x:y"]
+)
 def test_a_name_that_is_no_name_says_how_to_write_one(backend: str, name: str) -> None:
-    refuses(ValueError, rf"written 'module:qualname' \(such as 'math:sqrt'\), not {name!r}", name, backend=backend)
+    refuses(
+        ValueError, rf"written 'module:qualname' \(such as 'math:sqrt'\), not {name!r}", name, backend=backend
+    )
 
 
 @pytest.mark.parametrize("target", [None, 3, b"math:sqrt", ["math:sqrt"], Path("x")], ids=repr)
 def test_a_target_that_is_none_says_what_is_one(backend: str, target: Any) -> None:
-    refuses(TypeError, r"a target is a callable, a 'module:qualname' string or a tractor_host\.Source, not ", target)
+    refuses(
+        TypeError,
+        r"a target is a callable, a 'module:qualname' string or a tractor_host\.Source, not ",
+        target,
+    )
 
 
 @pytest.mark.parametrize("code", [None, b"1 + 1", 3], ids=repr)
@@ -52,7 +59,10 @@ def test_source_that_is_no_text(code: Any) -> None:
 
 def test_a_lambda_says_what_to_use_instead(backend: str) -> None:
     refuses(
-        TypeError, r"the target <function .*<lambda>.* cannot be sent .* imported by its name", lambda: 1, backend=backend
+        TypeError,
+        r"the target <function .*<lambda>.* cannot be sent .* imported by its name",
+        lambda: 1,
+        backend=backend,
     )
 
 
@@ -65,7 +75,12 @@ def test_a_local_function_says_what_to_use_instead(backend: str) -> None:
 
 
 def test_a_bound_method_of_something_that_can_not_be_pickled(backend: str) -> None:
-    refuses(TypeError, r"the target .*acquire.* cannot be sent to a worker", threading.Lock().acquire, backend=backend)
+    refuses(
+        TypeError,
+        r"the target .*acquire.* cannot be sent to a worker",
+        threading.Lock().acquire,
+        backend=backend,
+    )
 
 
 # -- arguments ---------------------------------------------------------------------------------------------
@@ -77,7 +92,11 @@ def test_a_bound_method_of_something_that_can_not_be_pickled(backend: str) -> No
         ((threading.Lock(),), {}, r"^argument 1 of type lock cannot be pickled: "),
         ((1, 2, open), {"key": threading.Lock()}, r"^argument 'key' of type lock cannot be pickled: "),
         ((1, [[lambda: 1]]), {}, r"^argument 2 of type list cannot be pickled: "),
-        ((targets.Unreducible("x"),), {}, r"^argument 1 of type Unreducible cannot be pickled: no __reduce__ today"),
+        (
+            (targets.Unreducible("x"),),
+            {},
+            r"^argument 1 of type Unreducible cannot be pickled: no __reduce__ today",
+        ),
     ],
     ids=["first", "keyword", "inside", "own reason"],
 )
@@ -91,7 +110,13 @@ def test_an_argument_that_is_too_deep_to_pickle_is_named(backend: str) -> None:
     deep: list[Any] = []
     for _ in range(100_000):
         deep = [deep]
-    refuses(TypeError, "^argument 1 of type list cannot be pickled: ([Rr]ecursion|Stack overflow)", targets.nothing, deep, backend=backend)
+    refuses(
+        TypeError,
+        "^argument 1 of type list cannot be pickled: ([Rr]ecursion|Stack overflow)",
+        targets.nothing,
+        deep,
+        backend=backend,
+    )
     while deep:  # or else its end is as deep
         deep = deep.pop()
 
@@ -110,7 +135,12 @@ def test_keyword_arguments_that_are_none(kwargs: Any, text: str) -> None:
 
 def test_an_unknown_backend_says_which_there_are() -> None:
     for name in ("thread", "", "Fork", "subinterpreter"):
-        refuses(ValueError, rf"unknown backend {name!r}; there are 'subint', 'fork', 'exec'", targets.nothing, backend=name)
+        refuses(
+            ValueError,
+            rf"unknown backend {name!r}; there are 'subint', 'fork', 'exec'",
+            targets.nothing,
+            backend=name,
+        )
 
 
 @pytest.mark.parametrize("name", ["forkserver", "subint_forkserver"])
@@ -170,7 +200,9 @@ def test_waits_with_a_bound_that_can_not_be_one(backend: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "a\0b", "\0"])
 def test_a_name_that_no_worker_can_have(backend: str, name: str) -> None:
-    refuses(ValueError, r"name must not be empty or contain a NUL", targets.nothing, backend=backend, name=name)
+    refuses(
+        ValueError, r"name must not be empty or contain a NUL", targets.nothing, backend=backend, name=name
+    )
 
 
 def test_a_name_that_is_no_text() -> None:
@@ -199,7 +231,9 @@ def test_a_choice_that_there_is_not(backend: str, name: str, value: Any, text: s
 
 
 def test_a_file_for_output_that_can_not_be_opened(backend: str, tmp_path: Path) -> None:
-    refuses(FileNotFoundError, "nowhere/log", targets.nothing, backend=backend, stdio=tmp_path / "nowhere" / "log")
+    refuses(
+        FileNotFoundError, "nowhere/log", targets.nothing, backend=backend, stdio=tmp_path / "nowhere" / "log"
+    )
     refuses(IsADirectoryError, re.escape(str(tmp_path)), targets.nothing, backend=backend, stdio=tmp_path)
 
 
@@ -222,7 +256,9 @@ def test_env_and_cwd_are_refused_for_a_subinterpreter(option: dict[str, Any]) ->
     ],
     ids=repr,
 )
-def test_an_environment_that_no_process_can_have(process_backend: str, env: Any, error: type[Exception]) -> None:
+def test_an_environment_that_no_process_can_have(
+    process_backend: str, env: Any, error: type[Exception]
+) -> None:
     refuses(error, "env", targets.nothing, backend=process_backend, env=env)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
 import subprocess
 import sys
 import time
@@ -45,8 +46,9 @@ def test_it_passes_with_every_backend(launcher: str) -> None:
         assert line.startswith(title)
         # Progress goes to a pipe here: a line for every quarter, and the last one for all.
         assert f"{title:<22}    30 of 30 files" in lines
-    for line, rung in zip(table[1:], ["unwind", "unwind", "sigterm", "sigterm"], strict=True):
-        assert f"killed by {rung}" in line
+    # On a busy machine the budget of 10 ms for `unwind` may be over before its thread has had a turn.
+    for line, rung in zip(table[1:], [*["unwind|unblock"] * 2, *["sigterm"] * 2], strict=True):
+        assert re.search(rf"killed by ({rung})", line), line
         assert "signalled 11" in line
         assert line.endswith(" 0/0/0/0")
 

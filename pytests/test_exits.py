@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import textwrap
 import time
 from collections.abc import Callable
@@ -100,7 +99,9 @@ def test_a_module_that_exits_is_reported_as_an_exit(backend: str, module: Callab
         worker.result()
 
 
-@pytest.mark.parametrize("argument", [targets.Grenade(), targets.Grenade("ImportError")], ids=["value", "import"])
+@pytest.mark.parametrize(
+    "argument", [targets.Grenade(), targets.Grenade("ImportError")], ids=["value", "import"]
+)
 def test_arguments_that_do_not_unpickle_are_the_worker_s_failure(backend: str, argument: Any) -> None:
     worker, found = ended(targets.nothing, argument, backend=backend)
     assert found.kind == "raised"
@@ -163,7 +164,9 @@ def test_a_long_stderr_of_a_death_during_boot_is_shown_by_its_end(
 def test_what_boot_writes_to_stderr_is_passed_on_when_it_succeeds(
     process_backend: str, module: Callable[[str], str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    name = module("import sys; print('a warning', file=sys.stderr)\ndef main(): print('hello', file=sys.stderr)")
+    name = module(
+        "import sys; print('a warning', file=sys.stderr)\ndef main(): print('hello', file=sys.stderr)"
+    )
     _, found = ended(f"{name}:main", backend=process_backend)
     assert (found.kind, found.stderr) == ("returned", "")
     assert capfd.readouterr().err == "a warning\nhello\n"
@@ -177,7 +180,9 @@ def test_an_exit_behind_our_back(process_backend: str, code: int) -> None:
     worker, found = ended(targets.exit_now, code, backend=process_backend)
     assert (found.kind, found.code, found.signal) == ("exited", code, None)
     assert found.cause == f"its process left with exit code {code}, without a result"
-    with pytest.raises(th.WorkerDied, match=f"died: its process left with exit code {code}, without") as caught:
+    with pytest.raises(
+        th.WorkerDied, match=f"died: its process left with exit code {code}, without"
+    ) as caught:
         worker.result()
     assert caught.value.exit == found
 
@@ -426,7 +431,12 @@ def test_a_keyboard_interrupt_from_outside_is_an_exception(process_backend: str)
 
 def test_a_worker_that_closed_all_its_fds_can_be_killed(process_backend: str) -> None:
     with th.spawn(
-        targets.close_all_fds, True, backend=process_backend, stdio="pipe", cancel_timeout=0.2, kill_timeout=0.6
+        targets.close_all_fds,
+        True,
+        backend=process_backend,
+        stdio="pipe",
+        cancel_timeout=0.2,
+        kill_timeout=0.6,
     ) as worker:
         ready(worker)
         found = worker.kill()

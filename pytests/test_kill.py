@@ -115,7 +115,9 @@ def test_a_stuck_process_is_ended_by_the_rung_that_it_takes(
     for pid in children_of(worker):
         assert pid_is_gone(pid), "what it started went with it"
     assert found.elapsed is not None
-    bound = limits["cancel_timeout"] + max(limits["kill_timeout"], limits["kill_timeout"] / 3 * 2 + SIGKILL_BUDGET)
+    bound = limits["cancel_timeout"] + max(
+        limits["kill_timeout"], limits["kill_timeout"] / 3 * 2 + SIGKILL_BUDGET
+    )
     assert found.elapsed < bound + MARGIN
     with pytest.raises(th.WorkerCancelled if rung == "cancel" else th.WorkerKilled):
         worker.result()
@@ -166,7 +168,11 @@ def test_a_subinterpreter_that_can_be_cancelled_is(gil: Any, target: Shape, args
 @pytest.mark.parametrize("gil", ["shared", "own"])
 @pytest.mark.parametrize(
     ("target", "args"),
-    [(targets.spin_in_finally, ()), (targets.join_spinning_thread, (True,)), (targets.join_spinning_thread, (False,))],
+    [
+        (targets.spin_in_finally, ()),
+        (targets.join_spinning_thread, (True,)),
+        (targets.join_spinning_thread, (False,)),
+    ],
     ids=["3-spin_in_finally", "8-join-daemon", "8-join"],
 )
 def test_a_subinterpreter_that_runs_python_is_interrupted(
@@ -542,7 +548,9 @@ def test_wait_has_a_bound_and_leaves_the_worker_alone(backend: str) -> None:
         ready(worker)
         for bound in (0, 0.01, 0.2):
             start = time.monotonic()
-            with pytest.raises(TimeoutError, match=f"worker 'busy' has not ended within {bound} s; it runs on"):
+            with pytest.raises(
+                TimeoutError, match=f"worker 'busy' has not ended within {bound} s; it runs on"
+            ):
                 worker.wait(bound)
             with pytest.raises(TimeoutError):
                 worker.result(timeout=bound)

@@ -122,10 +122,17 @@ def test_promotion_runs_it_in_a_process_from_then_on(program: Callable[..., Prog
             testing.wait_ready(worker)
             return worker.backend, worker.kill().kind
 
+        import atexit, os
+
+        here = os.getpid()
+        atexit.register(lambda: print("ended", os.getpid() == here))
         first = spawn()
         while first == ("subint", "killed"):  # on its way into the C code
             first = spawn()
         print(first, spawn())
         """
     ).run()
-    assert (ran.returncode, ran.stdout) == (0, "('subint', 'abandoned') ('fork', 'killed')\n"), ran.stderr
+    assert (ran.returncode, ran.stdout) == (
+        0,
+        "('subint', 'abandoned') ('fork', 'killed')\nended True\n",
+    ), ran.stderr

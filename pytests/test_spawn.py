@@ -138,7 +138,9 @@ def test_a_result_can_be_asked_for_again(backend: str) -> None:
         ("'größer 世界'", "größer 世界"),
     ],
 )
-def test_the_value_of_source_is_that_of_its_last_expression(backend: str, code: str, expected: object) -> None:
+def test_the_value_of_source_is_that_of_its_last_expression(
+    backend: str, code: str, expected: object
+) -> None:
     worker = th.spawn(th.Source(code), 1, 2, 3, backend=backend, kwargs={"four": 4})
     assert worker.result(timeout=PATIENCE) == expected
 
@@ -229,7 +231,9 @@ def test_a_runtime_that_does_not_fit_the_target_is_refused(
     backend: str, target: Any, runtime: Any, says: str
 ) -> None:
     worker = th.spawn(target, 1, 2, backend=backend, runtime=runtime)
-    with pytest.raises(th.RemoteError, match=f"runtime='{runtime}' does not fit: the target {says}") as caught:
+    with pytest.raises(
+        th.RemoteError, match=f"runtime='{runtime}' does not fit: the target {says}"
+    ) as caught:
         worker.result(timeout=PATIENCE)
     assert isinstance(caught.value.__cause__, TypeError)
 

@@ -3,8 +3,6 @@
 It is imported by every worker, so it imports nothing that it can do without.
 """
 
-from __future__ import annotations
-
 import _pickle as pickle
 import _thread
 import sys
@@ -86,6 +84,10 @@ def was_cancelled() -> bool:
 def _prepare(spec: dict[str, Any]) -> None:
     wall = spec["wall"]
     if wall == "subint":
+        # The process's stdin is the host's to read.
+        from _io import StringIO
+
+        sys.stdin = StringIO()
         _open_stdio(_native.child_stdio())
     else:
         if wall == "fork":

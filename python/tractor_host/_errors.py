@@ -1,7 +1,5 @@
 """One exception per blame. Imports nothing: workers load it too."""
 
-from __future__ import annotations
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tractor_host._worker import Exit

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, final
 
 from tractor_host import _native
 from tractor_host._target import Source, Target, fs_text, main_module
-from tractor_host._worker import Worker, finite
+from tractor_host._worker import Worker, budget, finite
 
 #: The backends by name, aliases included, and what each of them is.
 BACKENDS: Final[Mapping[str, str]] = {
@@ -81,8 +81,10 @@ def spawn(
         raise ValueError(f"runtime must be 'sync', 'trio', 'asyncio' or None, not {runtime!r}")
     if gil not in ("shared", "own", "auto"):
         raise ValueError(f"gil must be 'shared', 'own' or 'auto', not {gil!r}")
-    if name is not None and not isinstance(name, str):
-        raise TypeError(f"name must be a str, not {type(name).__name__}")
+    if name is not None:
+        _check_name(name)
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TypeError(f"kwargs must be a mapping, not {type(kwargs).__name__}")
     if wall == "fork":
         _preload()
     packed = Target(target, args, kwargs or {})
@@ -98,7 +100,7 @@ def spawn(
         "env": None if env is None else [],
         "main": main_module() if packed.needs_main and wall != "fork" else None,
     }
-    environment = None if env is None else [[_env(key), _env(value)] for key, value in env.items()]
+    environment = None if env is None else [list(_variable(*pair)) for pair in env.items()]
     if wall == "fork":
         spec["env"] = environment
     request = {
@@ -110,8 +112,8 @@ def spawn(
         "env": environment,
         "cwd": None if cwd is None else fs_text(os.fspath(cwd)),
         "timeout": finite("timeout", timeout),
-        "cancel_timeout": finite("cancel_timeout", cancel_timeout),
-        "kill_timeout": finite("kill_timeout", kill_timeout),
+        "cancel_timeout": budget("cancel_timeout", cancel_timeout),
+        "kill_timeout": budget("kill_timeout", kill_timeout),
         "promote": bool(promote),
         "command": _command() if wall == "exec" else [],
         "sys_path": spec["path"] if wall == "subint" else [],
@@ -197,10 +199,26 @@ def _stdio(policy: str | os.PathLike[str]) -> str | dict[str, str]:
     raise ValueError(f"stdio must be 'inherit', 'null', 'pipe' or the path of a file, not {policy!r}")
 
 
-def _env(text: str) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"env must hold strings, not {type(text).__name__}")
-    return fs_text(text)
+def _check_name(name: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, not {type(name).__name__}")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"the name {name!r} has lone surrogates, which no process can be called by"
+        ) from None
+
+
+def _variable(key: str, value: str) -> tuple[str, str]:
+    for text in (key, value):
+        if not isinstance(text, str):
+            raise TypeError(f"env must hold strings, not {type(text).__name__}")
+        if "\0" in text:
+            raise ValueError(f"env has a NUL in {key!r}")
+    if not key or "=" in key:
+        raise ValueError(f"env has a variable that cannot be called {key!r}")
+    return fs_text(key), fs_text(value)
 
 
 #: Where this package was found; a worker must find the same.

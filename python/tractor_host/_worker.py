@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import warnings
 from typing import Any, Literal, NoReturn, Self, final
@@ -89,8 +88,8 @@ class Worker:
         """The id, for the supervisor of this process: not in a forked copy of the host."""
         if self._host != os.getpid():
             raise RuntimeError(
-                f"worker {self.name!r} belongs to process {self._host}, from which this one was forked; "
-                "only that one can wait for it or end it"
+                f"this process was forked by os.fork() from process {self._host}, to which worker "
+                f"{self.name!r} belongs; only that one can wait for it or end it"
             )
         return self.id
 
@@ -254,16 +253,24 @@ _ENDLESS = 1e9
 
 
 def finite(name: str, seconds: float | None) -> float | None:
+    """A bound in seconds, or none, as the supervisor takes it.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative or NaN.
+    """
+    return None if seconds is None else budget(name, seconds)
+
+
+def budget(name: str, seconds: float) -> float:
     """A bound in seconds as the supervisor takes it.
 
     Raises:
         TypeError: It is no number.
         ValueError: It is negative or NaN.
     """
-    if seconds is None:
-        return None
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"{name} must be a number of seconds, not {type(seconds).__name__}")
-    if math.isnan(seconds) or seconds < 0:
+    if seconds != seconds or seconds < 0:  # NaN differs from itself
         raise ValueError(f"{name} must be a number of seconds, at least 0, not {seconds}")
-    return float(min(seconds, _ENDLESS))
+    return _ENDLESS if seconds > _ENDLESS else float(seconds)

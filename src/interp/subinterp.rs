@@ -60,7 +60,10 @@ impl SubInterpreter {
                 // SAFETY: CPython's messages are static C strings.
                 unsafe { std::ffi::CStr::from_ptr(status.err_msg) }.to_string_lossy().into_owned()
             };
-            return Err(Error::python(format!("failed to make a subinterpreter: {reason}")));
+            // CPython does not pass on the reason that is by far the most frequent.
+            let hint =
+                crate::sys::fd::event_fd().err().map(|error| format!(" ({error})")).unwrap_or_default();
+            return Err(Error::python(format!("failed to make a subinterpreter: {reason}{hint}")));
         }
         Ok(Self { state, not_send: PhantomData })
     }

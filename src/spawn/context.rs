@@ -190,6 +190,7 @@ pub fn enter_exec() -> Result<()> {
     let ToWorker::Spec { spec, contract } = message::decode(&frame, "a spec")? else {
         return Err(Error::protocol("expected a spec as the first message"));
     };
+    crate::sys::signal::stop_ignoring();
     crate::sys::signal::unblock_all();
     enter_process(&contract, spec, frame.payload.into(), channel, stderr, reader)
 }

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use super::clean::{Body, CleanThread, Never};
 use super::context::{self, Reader};
-use super::stdio::Streams;
 use crate::error::Result;
 use crate::interp::attach::Token;
 use crate::interp::call;
@@ -25,10 +24,18 @@ pub struct Luggage {
     pub payload: Arc<Vec<u8>>,
     /// The worker's end of the channel.
     pub channel: OwnedFd,
-    /// Its output; `None` for the host's.
-    pub streams: Option<Streams>,
-    /// Where stderr goes until the boot is over.
+    /// The same once more, for its reader.
+    pub reading: OwnedFd,
+    /// stdout; `None` for the host's.
+    pub stdout: Option<OwnedFd>,
+    /// stderr once the boot is over.
+    pub stderr: OwnedFd,
+    /// Where stderr goes until then.
     pub boot_log: OwnedFd,
+    /// /dev/null, its stdin.
+    pub null: OwnedFd,
+    /// What takes the place of all that it inherits.
+    pub tomb: OwnedFd,
     /// The working directory; `None` for the host's.
     pub cwd: Option<std::path::PathBuf>,
 }
@@ -59,29 +66,25 @@ fn child(token: Token<'_>, luggage: Luggage) -> Never {
 /// The exit code of a worker that failed where it could not tell its supervisor why.
 pub const BOOT_FAILED: i32 = 0x70;
 
+/// All fds were made by the parent, where a want of them is the caller's error; so none is made here
+/// before some have been given back.
 fn enter(luggage: Luggage) -> Result<()> {
-    let Luggage { contract, spec, payload, channel, streams, boot_log, cwd } = luggage;
-    let stderr = match streams {
-        None => fd::duplicate(rustix::stdio::stderr()).or_else(|_| {
-            // The host has closed its stderr.
-            fd::open("/dev/null".as_ref(), rustix::fs::OFlags::WRONLY)
-        })?,
-        Some(streams) => {
-            fd::place(streams.stdout.as_fd(), 1)?;
-            streams.stderr
-        }
-    };
+    let Luggage { contract, spec, payload, channel, reading, stdout, stderr, boot_log, null, tomb, cwd } =
+        luggage;
     fd::place(boot_log.as_fd(), 2)?;
-    let null = fd::open("/dev/null".as_ref(), rustix::fs::OFlags::RDWR)?;
     fd::place(null.as_fd(), 0)?;
-    let reading = fd::duplicate(&channel)?;
-    fd::neutralise_inherited(&[channel.as_raw_fd(), reading.as_raw_fd(), stderr.as_raw_fd()])?;
+    if let Some(stdout) = stdout {
+        fd::place(stdout.as_fd(), 1)?;
+    }
+    // No Python object has ever known these numbers: they can be used again.
+    drop((boot_log, null));
+    let keep = [&channel, &reading, &stderr, &tomb].map(AsRawFd::as_raw_fd);
+    fd::neutralise_inherited(tomb.as_fd(), &keep)?;
+    drop(tomb);
     if let Some(cwd) = cwd {
         std::env::set_current_dir(&cwd).map_err(|error| {
             crate::Error::os(format_args!("change to the directory `{}`", cwd.display()), error)
         })?;
     }
-    // Closed numbers would be reused; what the parent's fds were stays a placeholder.
-    std::mem::forget((null, boot_log));
     context::enter_process(&contract, spec, payload, channel, stderr, Reader::new(reading))
 }

@@ -199,6 +199,11 @@ impl Supervisor {
             && lock(&self.memory).needs_process.contains(&request.target)
         {
             request.backend = Backend::Fork;
+            // As if it had been asked for: `_child` must know, and a fork has its `__main__` already.
+            if let Some(spec) = request.spec.as_object_mut() {
+                spec.insert("wall".into(), json!(Backend::Fork.name()));
+                spec.insert("main".into(), serde_json::Value::Null);
+            }
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let name = request.name.clone().unwrap_or_else(|| format!("{}-{id}", short(&request.target)));
@@ -283,13 +288,21 @@ impl Supervisor {
         let boot_log = memfile::create("th-boot")?;
         let kept_log = fd::duplicate(&boot_log)?;
         let cwd = request.cwd.as_deref().map(|cwd| bytes("cwd", cwd)).transpose()?;
+        let (stdout, stderr) = match streams {
+            Some(streams) => (Some(streams.stdout), streams.stderr),
+            None => (None, host_stderr()?),
+        };
         let luggage = Luggage {
             contract: Contract { name: format!("th:{}", worker.name), parent: process::id() },
             spec: request.spec,
             payload,
-            channel: theirs,
-            streams,
-            boot_log,
+            reading: fd::duplicate(&theirs)?,
+            channel: fd::above_stdio(theirs)?,
+            stdout: stdout.map(fd::above_stdio).transpose()?,
+            stderr: fd::above_stdio(stderr)?,
+            boot_log: fd::above_stdio(boot_log)?,
+            null: fd::above_stdio(fd::open("/dev/null".as_ref(), rustix::fs::OFlags::RDWR)?)?,
+            tomb: fd::above_stdio(fd::tomb()?)?,
             cwd: cwd.map(|cwd| std::ffi::OsString::from_vec(cwd).into()),
         };
         let child = fork::spawn(&self.clean, luggage, Instant::now() + SPAWN_BOUND)?;
@@ -312,8 +325,7 @@ impl Supervisor {
         let head = message::encode(&spec, payload.len())?;
         let stderr = match &streams {
             Some(streams) => fd::duplicate(streams.stderr.as_fd())?,
-            None => fd::duplicate(rustix::stdio::stderr())
-                .or_else(|_| fd::open("/dev/null".as_ref(), rustix::fs::OFlags::WRONLY))?,
+            None => host_stderr()?,
         };
         // The reactor starts it: its thread outlives the child, whose death signal follows that.
         let reply = Arc::new(Slot::<Result<Child>>::default());
@@ -427,6 +439,12 @@ impl Reports for RunnerReports {
     fn ended(&self, interpreters: &[i64], error: Option<String>) {
         self.supervisor.order(Command::RunnerEnded(self.worker.id, interpreters.to_vec(), error));
     }
+}
+
+/// A copy of this process's stderr; /dev/null where that is closed.
+fn host_stderr() -> Result<OwnedFd> {
+    fd::duplicate(rustix::stdio::stderr())
+        .or_else(|_| fd::open("/dev/null".as_ref(), rustix::fs::OFlags::WRONLY))
 }
 
 /// The last part of a target's name, which a thread's name has room for.

@@ -37,6 +37,15 @@ pub fn duplicate(fd: impl AsFd) -> Result<OwnedFd> {
     rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(|errno| Error::os("copy a descriptor", errno))
 }
 
+/// The same descriptor under a number of at least 3: a process that has closed its stdio is given the
+/// low ones.
+///
+/// # Errors
+/// The operating system's (EMFILE).
+pub fn above_stdio(fd: OwnedFd) -> Result<OwnedFd> {
+    if fd.as_raw_fd() > 2 { Ok(fd) } else { duplicate(fd) }
+}
+
 /// Makes `number` a copy of `fd`, open across exec. For 0, 1 and 2 of a new process.
 ///
 /// # Errors
@@ -67,21 +76,27 @@ pub fn adopt_inherited(number: RawFd) -> Result<OwnedFd> {
     duplicate(inherited)
 }
 
+/// A descriptor on which every read and write fails with EBADF, for [`neutralise_inherited`].
+///
+/// # Errors
+/// EMFILE.
+pub fn tomb() -> Result<OwnedFd> {
+    rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Error::os("open `/` as a placeholder", errno))
+}
+
 /// In a forked child: makes every inherited fd above 2, but those in `keep`, useless without freeing
 /// its number.
 ///
 /// The files, pipes and sockets behind them are let go, so no peer waits for an end of file that
-/// cannot come. The numbers stay taken, by a descriptor on which every read and write fails with
-/// EBADF: Python objects copied from the parent still think that they own them, and closing a number
+/// cannot come. The numbers stay taken, by copies of `tomb`: Python objects copied from the parent still think that they own them, and closing a number
 /// that had meanwhile been given to a new file would hit that file.
 ///
 /// # Errors
 /// The operating system's, when /proc/self/fd cannot be read.
-pub fn neutralise_inherited(keep: &[RawFd]) -> Result<()> {
-    let tomb = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| Error::os("open `/` as a placeholder", errno))?;
+pub fn neutralise_inherited(tomb: BorrowedFd<'_>, keep: &[RawFd]) -> Result<()> {
     for number in super::procfs::open_fds()? {
-        if number <= 2 || number == tomb.as_raw_fd() || keep.contains(&number) {
+        if number <= 2 || keep.contains(&number) {
             continue;
         }
         // SAFETY: named to test that it is still open: listing /proc/self/fd itself used one.
@@ -89,7 +104,7 @@ pub fn neutralise_inherited(keep: &[RawFd]) -> Result<()> {
         if rustix::io::fcntl_getfd(open) == Err(Errno::BADF) {
             continue;
         }
-        place_with(tomb.as_fd(), number, DupFlags::CLOEXEC)
+        place_with(tomb, number, DupFlags::CLOEXEC)
             .map_err(|errno| Error::os(format_args!("let descriptor {number} go"), errno))?;
     }
     Ok(())

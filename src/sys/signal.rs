@@ -27,6 +27,22 @@ pub fn reset_for_new_process() {
     unblock_all();
 }
 
+/// Gives every signal that this program inherited as ignored its default action, but for those that
+/// Python itself ignores. For a program that has just been started by one that ignores some.
+pub fn stop_ignoring() {
+    for number in (1..=LAST_SIGNAL).filter(|number| ![libc::SIGPIPE, libc::SIGXFSZ].contains(number)) {
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: the call fills `action` in, or fails for a number that can't be set and leaves it zero,
+        // which is the default action. SIG_DFL installs no code.
+        unsafe {
+            libc::sigaction(number, std::ptr::null(), action.as_mut_ptr());
+            if action.assume_init().sa_sigaction == libc::SIG_IGN {
+                libc::signal(number, libc::SIG_DFL);
+            }
+        }
+    }
+}
+
 /// Gives the calling thread an empty signal mask.
 pub fn unblock_all() {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
