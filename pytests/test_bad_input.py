@@ -482,6 +482,7 @@ def test_waiting_and_killing_need_no_fds(backend: str, program: Callable[..., Pr
         th.spawn(targets.nothing, backend=sys.argv[1]).result()
         ended = th.spawn(targets.add, 1, 2, backend=sys.argv[1])
         helpers.until(lambda: ended.exit is not None, "its end")
+        ended.wait(timeout=30)
         worker = helpers.ready(th.spawn(targets.spin, backend=sys.argv[1], stdio="pipe"))
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))

@@ -180,8 +180,10 @@ def test_a_subinterpreter_that_runs_python_is_interrupted(
 ) -> None:
     worker = th.spawn(target, *args, backend="subint", gil=gil, stdio="pipe", **budgets("interrupt"))
     found = killed(ready(worker))
-    assert found.kind == "killed"
-    assert found.rung in FORCE
+    # One that is asked just before it begins to join still listens.
+    assert (found.kind, found.rung) == ("cancelled", "cancel") or (
+        found.kind == "killed" and found.rung in FORCE
+    )
 
 
 #: Subinterpreters that can or can not be ended, by version: each in a program of its own, which must

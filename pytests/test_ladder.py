@@ -53,7 +53,9 @@ def test_stuck_code_ends_and_leaves_nothing(name: str, variant: str, gil: str) -
         assert found.rung in RUNGS, found
     assert found.elapsed is not None
     assert found.elapsed < 5, found
-    assert worker.stderr == b""
+    # The end itself says nothing; a program that is interrupted over and over may warn of itself.
+    assert b"SystemExit" not in worker.stderr
+    assert b"Exception ignored" not in worker.stderr
 
 
 def test_cancel_is_enough_for_code_that_listens(gil: str) -> None:

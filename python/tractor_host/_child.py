@@ -101,12 +101,20 @@ def _prepare(spec: dict[str, Any]) -> None:
 
 def _leave_the_parent_behind(env: list[list[str]] | None) -> None:
     """Drops what a forked copy of the parent's interpreter must not do in its stead."""
+    import _signal  # type: ignore[import-not-found]
     import atexit
     import os
     import signal
 
     atexit._clear()
     signal.set_wakeup_fd(-1)
+    # The kernel has them at their defaults already; Python must know.
+    for number in range(1, 65):
+        try:
+            if _signal.getsignal(number) not in (None, _signal.SIG_DFL):
+                _signal.signal(number, _signal.SIG_DFL)
+        except OSError, ValueError:  # not for everybody
+            continue
     # The parent's buffers may hold what the parent is going to write itself.
     _abandoned_streams.extend([sys.stdin, sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__])
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
@@ -127,6 +135,7 @@ def _prepare_process() -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(_cancel_signal(), _on_cancel_signal)
     # A copy of fd 2 as it is during the boot: the supervisor's record, which it reads when we crash.
     faulthandler.disable()

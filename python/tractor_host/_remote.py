@@ -26,8 +26,7 @@ def summary(error: BaseException) -> str:
 
 def dump(error: BaseException) -> bytes:
     """Packs an exception with everything that hangs on it."""
-    nodes: list[dict[str, Any]] = []
-    _add(error, nodes, {})
+    nodes = _flatten(error)
     try:
         text = "".join(traceback.format_exception(error))
     except Exception as broken:
@@ -54,26 +53,40 @@ def load(payload: bytes, *, raised: bool) -> tuple[bool, Any]:
         return False, (error, "")
 
 
-def _add(error: BaseException | None, nodes: list[dict[str, Any]], known: dict[int, int]) -> int | None:
-    """Adds an exception to the list, and returns its place. Causes may form a loop."""
-    if error is None:
-        return None
-    if id(error) in known:
-        return known[id(error)]
-    index = known[id(error)] = len(nodes)
-    node: dict[str, Any] = {}
-    nodes.append(node)
-    is_group = type(error) in (ExceptionGroup, BaseExceptionGroup)
-    if is_group:
-        assert isinstance(error, BaseExceptionGroup)
-        node["group"] = (error.message, [_add(inner, nodes, known) for inner in error.exceptions])
-    node["pickled"] = None if is_group else _pickled(error)
-    node["summary"] = f"{type(error).__module__}.{summary(error)}"
-    node["notes"] = [note for note in getattr(error, "__notes__", []) if isinstance(note, str)]
-    node["cause"] = _add(error.__cause__, nodes, known)
-    node["context"] = _add(error.__context__, nodes, known)
-    node["suppress"] = error.__suppress_context__
-    return index
+def _flatten(first: BaseException) -> list[dict[str, Any]]:
+    """The exception and all that it refers to, as a list with places for references.
+
+    No recursion: a chain can be longer than the stack is deep. Causes may form a loop.
+    """
+    found = [first]
+    places = {id(first): 0}
+
+    def place(error: BaseException | None) -> int | None:
+        if error is None:
+            return None
+        if id(error) not in places:
+            places[id(error)] = len(found)
+            found.append(error)
+        return places[id(error)]
+
+    nodes = []
+    for error in found:  # it grows meanwhile
+        node: dict[str, Any] = {}
+        if isinstance(error, BaseExceptionGroup):
+            node["members"] = [place(inner) for inner in error.exceptions]
+        if type(error) in (ExceptionGroup, BaseExceptionGroup):
+            assert isinstance(error, BaseExceptionGroup)
+            node["message"] = error.message
+        else:
+            node["pickled"] = _pickled(error)
+        notes = getattr(error, "__notes__", None)
+        node["notes"] = [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+        node["summary"] = f"{type(error).__module__}.{summary(error)}"
+        node["cause"] = place(error.__cause__)
+        node["context"] = place(error.__context__)
+        node["suppress"] = error.__suppress_context__
+        nodes.append(node)
+    return nodes
 
 
 def _pickled(error: BaseException) -> bytes | None:
@@ -87,26 +100,29 @@ def _build(nodes: list[dict[str, Any]]) -> BaseException:
     made: list[BaseException | None] = [None] * len(nodes)
     # Members of a group come after it in the list, and must be made before it.
     for index in reversed(range(len(nodes))):
-        made[index] = _make(nodes[index], made)
-    for node, error in zip(nodes, made, strict=True):
-        assert error is not None
+        error = made[index] = _make(nodes[index], made)
+        if isinstance(error, BaseExceptionGroup):
+            # Those that it has are the ones to be completed below.
+            for place, member in zip(nodes[index].get("members", []), error.exceptions, strict=False):
+                made[place] = member
+    for node, made_error in zip(nodes, made, strict=True):
+        assert made_error is not None
         if node["cause"] is not None:
-            error.__cause__ = made[node["cause"]]
+            made_error.__cause__ = made[node["cause"]]
         if node["context"] is not None:
-            error.__context__ = made[node["context"]]
-        error.__suppress_context__ = node["suppress"]
+            made_error.__context__ = made[node["context"]]
+        made_error.__suppress_context__ = node["suppress"]
         if node["notes"]:
-            error.__notes__ = node["notes"]
+            made_error.__notes__ = node["notes"]
     first = made[0]
     assert first is not None
     return first
 
 
 def _make(node: dict[str, Any], made: list[BaseException | None]) -> BaseException:
-    if "group" in node:
-        message, members = node["group"]
-        inner = [made[member] or UnpicklableError("a member of its own group") for member in members]
-        return BaseExceptionGroup(message, inner)
+    if "message" in node:
+        inner = [made[place] or UnpicklableError("a member of its own group") for place in node["members"]]
+        return BaseExceptionGroup(node["message"], inner)
     if node["pickled"] is not None:
         try:
             error = pickle.loads(node["pickled"])

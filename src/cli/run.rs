@@ -27,6 +27,8 @@ pub(super) fn child(directory: OsString, mut options: Vec<OsString>) -> i32 {
         sys.path[:not sys.flags.safe_path] = [sys.argv.pop()]\n\
         from tractor_host._child import exec_main\n\
         exec_main()\n";
+    // What the host has marked inheritable is none of a fresh worker's business.
+    crate::sys::fd::close_inherited();
     options.extend(["-c".into(), CODE.into(), directory]);
     embed(&options, &[], Place::Plain)
 }

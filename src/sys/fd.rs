@@ -46,6 +46,13 @@ pub fn above_stdio(fd: OwnedFd) -> Result<OwnedFd> {
     if fd.as_raw_fd() > 2 { Ok(fd) } else { duplicate(fd) }
 }
 
+/// Closes all fds above 2. For a program that has just been started and has opened none itself.
+pub fn close_inherited() {
+    // SAFETY: nobody in this process owns any of them yet, as the caller knows. It fails only on kernels
+    // without the call, where what the host marked inheritable stays so.
+    unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
+}
+
 /// Makes `number` a copy of `fd`, open across exec. For 0, 1 and 2 of a new process.
 ///
 /// # Errors
