@@ -46,8 +46,8 @@ def test_stuck_code_ends_and_leaves_nothing(name: str, variant: str, gil: str) -
     worker = spawn_stuck(name, variant, gil=gil, cancel_timeout=0, kill_timeout=10)
     found = worker.kill()
     if name in ("finaliser-loop", "finaliser-sleep", "atexit-loop"):
-        # The target itself has returned; only its interpreter would not go.
-        assert found.kind == "returned", found
+        # The target itself returns, if it gets there; only its interpreter will not go.
+        assert found.kind in ("returned", "killed"), found
     else:
         assert found.kind == "killed", found
         assert found.rung in RUNGS, found

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 #: What `cancel` does while a target runs; whoever runs the target sets it.
 _canceller: Callable[[], object] | None = None
 _cancelled = False
+#: Whether `Cancelled` has risen in the target of a process.
+_delivered = False
 #: For the one that sets `_canceller` and the one that calls it.
 _lock = _thread.allocate_lock()
 
@@ -60,8 +62,14 @@ def cancel() -> None:
     with _lock:
         first, _cancelled = not _cancelled, True
         # Under the lock: once `set_canceller(None)` has returned, nothing reaches a target any more.
-        if first and _canceller is not None:
-            _canceller()
+        again = first and _canceller is not None and _canceller() is True
+    # A signal that comes in the moment before a thread blocks does not wake it: it is sent until seen.
+    while again:
+        from time import sleep
+
+        sleep(0.01)
+        with _lock:
+            again = not _delivered and _canceller is not None and _canceller() is True
 
 
 def set_canceller(canceller: Callable[[], object] | None) -> None:
@@ -149,8 +157,10 @@ def _cancel_signal() -> int:
 
 
 def _on_cancel_signal(number: int, frame: object) -> None:
-    # Late ones, for a target that is over, are of no use to anyone.
-    if _canceller is not None:
+    global _delivered
+    # Late ones, for a target that is over, are of no use to anyone; and one is enough.
+    if _canceller is not None and not _delivered:
+        _delivered = True
         raise Cancelled
 
 
@@ -316,7 +326,12 @@ def _run_in_process(target: Any, args: Any, kwargs: Any) -> Any:
     import signal
 
     thread = _thread.get_ident()
-    set_canceller(lambda: signal.pthread_kill(thread, _cancel_signal()))
+
+    def canceller() -> bool:
+        signal.pthread_kill(thread, _cancel_signal())
+        return True
+
+    set_canceller(canceller)
     return target(*args, **kwargs)
 
 
