@@ -33,6 +33,15 @@ PROCESS_BACKENDS = ("fork", "exec")
 PATIENCE = 30.0
 
 
+def pytest_configure() -> None:
+    """What is started in the background by a shell, or by nohup, ignores these, and so would every
+    program that a test starts."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, default)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -108,6 +117,16 @@ def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
     )
 
 
+class Running(subprocess.Popen[str]):
+    """As a context manager it does not wait for what a failed test has left running."""
+
+    def __exit__(self, exc_type: type[BaseException] | None, *rest: Any) -> None:
+        if exc_type is not None and self.poll() is None:
+            kill_session(self.pid)
+            self.kill()
+        super().__exit__(exc_type, *rest)
+
+
 class Program:
     """A Python program in a process of its own, run as a user would."""
 
@@ -117,12 +136,12 @@ class Program:
         if launcher == "tractor-host":
             self.command = [str(Path(sys.executable).with_name("tractor-host")), "run", str(path)]
 
-    def start(self, *args: str, **options: Any) -> subprocess.Popen[str]:
+    def start(self, *args: str, **options: Any) -> Running:
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
         # Of its own, so that what it started can be ended with it: that may hold the pipes open.
         options.setdefault("start_new_session", True)
-        return subprocess.Popen([*self.command, *args], text=True, **options)
+        return Running([*self.command, *args], text=True, **options)
 
     def run(self, *args: str, timeout: float = PATIENCE, **options: Any) -> subprocess.CompletedProcess[str]:
         process = self.start(*args, **options)

@@ -548,6 +548,12 @@ def use_epoll() -> None:
         epoll.poll()
 
 
+def read_a_byte(fd: int) -> None:
+    """From a descriptor of this process."""
+    say()
+    os.read(fd, 1)
+
+
 def read_empty_pipe() -> None:
     reader, _writer = os.pipe()
     say()

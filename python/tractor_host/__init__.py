@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         WorkerKilled,
     )
     from tractor_host._quarantine import Quarantined, StuckFrame, StuckThread, quarantine
-    from tractor_host._spawn import BACKENDS, Statistics, spawn, statistics, workers
+    from tractor_host._spawn import BACKENDS, Statistics, rungs, spawn, statistics, workers
     from tractor_host._target import Source
     from tractor_host._worker import Exit, Worker
 
@@ -46,6 +46,7 @@ __all__ = [
     "WorkerKilled",
     "__version__",
     "quarantine",
+    "rungs",
     "spawn",
     "statistics",
     "workers",
@@ -68,6 +69,7 @@ _HOMES = {
     "WorkerError": "_errors",
     "WorkerKilled": "_errors",
     "quarantine": "_quarantine",
+    "rungs": "_spawn",
     "spawn": "_spawn",
     "statistics": "_spawn",
     "workers": "_spawn",

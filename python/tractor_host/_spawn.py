@@ -26,6 +26,8 @@ BACKENDS: Final[Mapping[str, str]] = {
 }
 _ALIASES = {"main_thread_forkserver": "fork", "subint_fork": "fork", "trio": "exec"}
 _DEFAULT = "fork"
+#: Seconds: the default of `cancel_timeout` and of `kill_timeout`.
+_BUDGET: Final = 3.0
 
 
 def spawn(
@@ -40,8 +42,9 @@ def spawn(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     timeout: float | None = None,
-    cancel_timeout: float = 3.0,
-    kill_timeout: float = 3.0,
+    cancel_timeout: float = _BUDGET,
+    kill_timeout: float = _BUDGET,
+    ladder: Mapping[str, float] | None = None,
     promote: bool = False,
 ) -> Worker:
     """Starts a worker that runs `target(*args, **kwargs)`, and returns its handle.
@@ -66,6 +69,10 @@ def spawn(
         timeout: Seconds that it may run from now; then it is killed.
         cancel_timeout: Seconds it gets to end by itself when it is killed; 0 leaves that rung out.
         kill_timeout: Seconds for all further rungs.
+        ladder: In the place of these two: the rungs to climb and the seconds for each, in order, as
+            `{"cancel": 1, "unwind": 0.1, "unblock": 5}`. `rungs(backend)` tells which there are; what is
+            left out is not climbed, and what follows the last one is `"abandoned"`. A process's must end
+            with `"sigkill"`.
         promote: Run a target that once had to be abandoned in a subinterpreter in a process instead.
 
     Raises:
@@ -77,6 +84,7 @@ def spawn(
     its exit is `"raised"` and `Worker.result()` raises `RemoteError`.
     """
     wall = _backend(backend)
+    rungs_asked = None if ladder is None else _ladder(wall, ladder, cancel_timeout, kill_timeout)
     if runtime not in (None, "sync", "trio", "asyncio"):
         raise ValueError(f"runtime must be 'sync', 'trio', 'asyncio' or None, not {runtime!r}")
     if gil not in ("shared", "own", "auto"):
@@ -114,6 +122,7 @@ def spawn(
         "timeout": finite("timeout", timeout),
         "cancel_timeout": budget("cancel_timeout", cancel_timeout),
         "kill_timeout": budget("kill_timeout", kill_timeout),
+        "ladder": rungs_asked,
         "promote": bool(promote),
         "command": _command() if wall == "exec" else [],
         "sys_path": spec["path"] if wall == "subint" else [],
@@ -121,6 +130,15 @@ def spawn(
     }
     _end_workers_at_exit()
     return Worker._of(_native.spawn(request, packed.payload), warns=True)
+
+
+def rungs(backend: str | None = None) -> dict[str, str | None]:
+    """The rungs of a backend's kill ladder, in order: `None`, or the reason why this machine lacks it.
+
+    Args:
+        backend: A name of `BACKENDS`; by default the one that `spawn` takes by default.
+    """
+    return dict(_native.rungs(_backend(backend)))
 
 
 def workers() -> list[Worker]:
@@ -178,6 +196,22 @@ def _backend(asked: str | None) -> str:
         source = "" if asked is not None else " (from TRACTOR_HOST_BACKEND)"
         raise ValueError(f"unknown backend {name!r}{source}; there are {', '.join(map(repr, BACKENDS))}")
     return _ALIASES.get(name, name)
+
+
+def _ladder(
+    wall: str, ladder: Mapping[str, float], cancel_timeout: float, kill_timeout: float
+) -> list[tuple[str, float]]:
+    if not isinstance(ladder, Mapping):
+        raise TypeError(f"ladder must be a mapping of rungs to seconds, not {type(ladder).__name__}")
+    if (cancel_timeout, kill_timeout) != (_BUDGET, _BUDGET):
+        raise ValueError("give either a ladder or cancel_timeout and kill_timeout, not both")
+    there = dict(_native.rungs(wall))
+    for rung in ladder:
+        if not isinstance(rung, str):
+            raise TypeError(f"the rungs of a ladder are strings, not {type(rung).__name__}")
+        if (reason := there.get(rung)) is not None:
+            raise ValueError(f"the rung {rung!r} is missing here: {reason}")
+    return [(rung, budget(f"the budget of {rung!r}", seconds)) for rung, seconds in ladder.items()]
 
 
 def _preload() -> None:

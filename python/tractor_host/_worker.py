@@ -29,8 +29,9 @@ class Exit:
             `"killed"`: a later rung of the kill ladder ended it. `"signalled"`: a signal that the
             supervisor did not send. `"exited"`: it left with an exit code and without a result.
             `"abandoned"`: it could not be ended.
-        rung: The rung that ended it (`"cancel"`, `"interrupt"`, `"sigterm"`, `"sigkill"`, `"abandoned"`),
-            or `None` when it ended by itself.
+        rung: The rung that ended it: `"cancel"`, `"interrupt"`, for a subinterpreter `"unwind"`,
+            `"unblock"` or `"destroy"`, for a process `"sigterm"` or `"sigkill"`; `"abandoned"` when none
+            did; `None` when it ended by itself.
         code: Its exit code, where there was one. `None` when a signal ended it.
         signal: The number of the signal that ended its process, or `None`.
         cause: What happened, for people.
@@ -113,6 +114,11 @@ class Worker:
         """Its process id; `None` for a subinterpreter."""
         pid = self._info["pid"]
         return None if pid is None else int(pid)
+
+    @property
+    def ladder(self) -> dict[str, float]:
+        """The rungs that `kill` climbs, in order, and the seconds for each."""
+        return dict(self._info["ladder"])
 
     @property
     def state(self) -> str:

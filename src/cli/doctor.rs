@@ -6,7 +6,6 @@ use rustix::fs::MemfdFlags;
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::{print, python};
-use crate::sys::kick;
 
 /// The exit code when something is missing.
 const MISSING: i32 = 1;
@@ -22,7 +21,6 @@ pub(super) fn examine() -> i32 {
         ("kernel", Ok(kernel())),
         ("pidfd", pidfd().map(|()| "processes can be signalled and reaped by descriptor".into())),
         ("memfd", memfd().map(|()| "files in memory can be made".into())),
-        ("syscall", kick::support().map(|()| "blocked system calls can be seen and ended".into())),
         ("seccomp", seccomp()),
     ]);
     let mut text = String::new();
@@ -55,9 +53,11 @@ fn embedded_python() -> Vec<Finding> {
         print(sys.version.split()[0], sys.implementation.name)\n\
         print(sys.executable)\n\
         print(sys.prefix)\n\
-        try:\n    from tractor_host import __version__, __file__\n\
+        try:\n    from tractor_host import __version__, __file__, rungs\n\
         except ImportError as error: print('!', error)\n\
-        else: print(__version__, __file__, sep='\\t')\n";
+        else:\n\
+        \x20   print(__version__, __file__, sep='\\t')\n\
+        \x20   for rung, missing in rungs('subint').items(): print(rung, missing or '', sep='\\t')\n";
     let executable = match python::executable() {
         Ok(executable) => executable,
         Err(reason) => return vec![("python", Err(reason))],
@@ -69,7 +69,7 @@ fn embedded_python() -> Vec<Finding> {
         Err(error) => ("".into(), error.to_string().into()),
     };
     let lines: Vec<&str> = told.lines().collect();
-    let [version, found, prefix, package] = lines[..] else {
+    let [version, found, prefix, package, ref rungs @ ..] = lines[..] else {
         let what = format!("{} cannot be started: {}", executable.display(), complaint.trim());
         return vec![("python", Err(what))];
     };
@@ -77,7 +77,24 @@ fn embedded_python() -> Vec<Finding> {
         ("python", Ok(format!("{version}, {found}"))),
         ("environment", Ok(prefix.into())),
         ("tractor_host", package_of(package)),
+        ("ladder", ladder_of(rungs)),
     ]
+}
+
+/// The rungs for subinterpreters, and which are missing.
+fn ladder_of(lines: &[&str]) -> Result<String, String> {
+    let (mut names, mut missing) = (Vec::new(), Vec::new());
+    for (rung, reason) in lines.iter().filter_map(|line| line.split_once('\t')) {
+        names.push(rung);
+        if !reason.is_empty() {
+            missing.push(format!("`{rung}` is missing: {reason}"));
+        }
+    }
+    match (names.as_slice(), missing.as_slice()) {
+        ([], _) => Err("the package tells of none".into()),
+        (_, []) => Ok(names.join(", ")),
+        _ => Err(missing.join("; ")),
+    }
 }
 
 /// The Python package must be the launcher's own: they speak to each other.

@@ -5,7 +5,8 @@
 
 pub mod attach;
 pub mod call;
-pub mod condemned;
+pub mod door;
 pub mod fork;
+pub mod rungs;
 pub mod runtime;
 pub mod subinterp;

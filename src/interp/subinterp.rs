@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::attach::Token;
-use super::condemned::Door;
+use super::door::Door;
 use crate::error::{Error, Result};
 use crate::ffi::{Py_NewInterpreterFromConfig, py};
 

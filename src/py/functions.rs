@@ -10,10 +10,10 @@ use crate::error::{Error, Result};
 use crate::ffi::module::{Call, Function, Table};
 use crate::ffi::value::{Arg, Value};
 use crate::interp::attach::{Token, with_current};
-use crate::interp::call;
+use crate::interp::{call, rungs};
 use crate::spawn::context;
-use crate::spawn::request::{Request, seconds};
-use crate::supervise::Supervisor;
+use crate::spawn::request::{Backend, Request, seconds};
+use crate::supervise::{Rung, Supervisor};
 use crate::sys::process;
 use crate::wire::message::FromWorker;
 
@@ -162,6 +162,17 @@ native!(
 native!(Resources, "resources", (), waits: false,
     "What this process owns just now: fds, threads, children, resident bytes.",
     |_, _| Ok(serde_json::to_value(Snapshot::take()?).map_err(|error| Error::state(error.to_string()))?.into()));
+native!(Rungs, "rungs", ("backend"), waits: false,
+"The rungs of a backend's ladder in order, each with the reason why it is missing here, or None.",
+|_, args| {
+    let backend: Backend = serde_json::from_value(json(args, 0)?.clone())
+        .map_err(|error| Error::invalid(format!("no backend: {error}")))?;
+    let found = with_current(|token| {
+        let reason = |rung: &Rung| rung.force().filter(|_| !backend.is_process()).and_then(|force| rungs::missing(token, force));
+        Rung::of(backend).iter().map(|rung| json!([rung, reason(rung)])).collect()
+    });
+    Ok(Json::Array(found.unwrap_or_default()).into())
+});
 native!(ChildEnter, "child_enter", (), waits: true,
     "In a fresh process whose fd 0 is a supervisor's channel: become its worker.",
     |_, _| context::enter_exec().map(|()| Value::NONE));
@@ -224,6 +235,7 @@ pub(super) fn table() -> Table {
         .with::<LeaveBehind>()
         .with::<Quarantine>()
         .with::<Resources>()
+        .with::<Rungs>()
         .with::<ChildEnter>()
         .with::<ChildSpec>()
         .with::<ChildPayload>()

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use super::Reports;
 use crate::error::{Error, Result};
-use crate::interp::condemned::Door;
+use crate::interp::door::Door;
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
 use crate::sys::{fd, process, thread};

@@ -97,6 +97,8 @@ pub struct Request {
     pub cancel_timeout: f64,
     /// Seconds for all that follows.
     pub kill_timeout: f64,
+    /// Rungs and their seconds, in the place of these two.
+    pub ladder: Option<Vec<(String, f64)>>,
     /// Whether a target that had to be abandoned once is run in a process from then on.
     pub promote: bool,
     /// The command that starts a fresh worker, for `exec`.

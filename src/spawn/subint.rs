@@ -10,7 +10,8 @@ use super::context::{self, ThreadWorker};
 use crate::error::{Error, Result};
 use crate::interp::attach::Token;
 use crate::interp::call;
-use crate::interp::condemned::{Door, PERIOD, evict_others, pardon};
+use crate::interp::door::Door;
+use crate::interp::rungs::{self, PERIOD, evict_others, pardon};
 use crate::interp::subinterp::{Gil, SubInterpreter};
 use crate::sys::thread;
 
@@ -73,6 +74,7 @@ fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>)
     let token = interpreter.token();
     let id = token.interpreter_id();
     interpreters.push(id);
+    rungs::report_missing(token);
     let worker = ThreadWorker {
         spec: job.spec.clone(),
         payload: Arc::clone(&job.payload),

@@ -3,9 +3,12 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use serde::Serialize;
 
-use crate::spawn::request::Backend;
+use crate::error::{Error, Result};
+use crate::interp::rungs::Force;
+use crate::spawn::request::{Backend, seconds};
 
 /// A step of a ladder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -27,6 +30,38 @@ pub enum Rung {
     Sigkill,
     /// It is given up: kept, counted, and reclaimed should it end after all.
     Abandoned,
+}
+
+impl Rung {
+    /// The rungs that can stand in a ladder of this backend, in order.
+    pub fn of(backend: Backend) -> &'static [Self] {
+        if backend.is_process() {
+            &[Self::Cancel, Self::Interrupt, Self::Sigterm, Self::Sigkill]
+        } else {
+            &[Self::Cancel, Self::Interrupt, Self::Unwind, Self::Unblock, Self::Destroy]
+        }
+    }
+
+    /// What it does to a subinterpreter, where that is pressing it.
+    pub fn force(self) -> Option<Force> {
+        match self {
+            Self::Interrupt => Some(Force::Interrupt),
+            Self::Unwind => Some(Force::Unwind),
+            Self::Unblock => Some(Force::Unblock),
+            Self::Destroy => Some(Force::Destroy),
+            Self::Cancel | Self::Sigterm | Self::Sigkill | Self::Abandoned => None,
+        }
+    }
+
+    /// What it does to a process, where that is a signal.
+    pub fn signal(self) -> Option<Signal> {
+        match self {
+            Self::Interrupt => Some(Signal::INT),
+            Self::Sigterm => Some(Signal::TERM),
+            Self::Sigkill => Some(Signal::KILL),
+            Self::Cancel | Self::Unwind | Self::Unblock | Self::Destroy | Self::Abandoned => None,
+        }
+    }
 }
 
 impl fmt::Display for Rung {
@@ -78,6 +113,12 @@ impl fmt::Display for Reason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ladder(Vec<(Rung, Duration)>);
 
+impl Serialize for Ladder {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(|(rung, budget)| (rung, budget.as_secs_f64())))
+    }
+}
+
 impl Ladder {
     /// The default: `cancel` for its own budget, then the rest of the backend's rungs in `rest`.
     pub fn new(backend: Backend, cancel: Duration, rest: Duration) -> Self {
@@ -88,13 +129,58 @@ impl Ladder {
             rungs.push((Rung::Sigterm, rest / 3));
             rungs.push((Rung::Sigkill, (rest / 3).max(Duration::from_secs(1))));
         } else {
-            // The two that leave the code's own clean-up a chance are short: `cancel` was that.
-            let gentle = Duration::from_millis(10).min(rest / 4);
-            rungs.push((Rung::Interrupt, gentle));
-            rungs.push((Rung::Unwind, gentle));
-            rungs.push((Rung::Unblock, rest.saturating_sub(gentle * 2)));
+            // Those that leave the code's own clean-up a chance are short: `cancel` was that.
+            let share = |millis| Duration::from_millis(millis).min(rest / 4);
+            let [interrupt, unwind, unblock] = [share(10), share(10), share(20)];
+            rungs.push((Rung::Interrupt, interrupt));
+            rungs.push((Rung::Unwind, unwind));
+            rungs.push((Rung::Unblock, unblock));
+            rungs.push((Rung::Destroy, rest.saturating_sub(interrupt + unwind + unblock)));
         }
         Self(rungs)
+    }
+
+    /// The caller's own: names of rungs and seconds for each.
+    ///
+    /// # Errors
+    /// A rung that the backend has not, or not there; a budget that can't be one; a ladder that ends
+    /// nothing.
+    pub fn custom(backend: Backend, asked: &[(String, f64)]) -> Result<Self> {
+        let known = Rung::of(backend);
+        let mut rungs: Vec<(Rung, Duration)> = Vec::with_capacity(asked.len());
+        for (name, budget) in asked {
+            let Some(&rung) = known.iter().find(|rung| rung.to_string() == *name) else {
+                return Err(Error::invalid(format!(
+                    "the ladder of backend \"{}\" has the rungs {}; not {name:?}",
+                    backend.name(),
+                    join(known)
+                )));
+            };
+            if rungs.last().is_some_and(|(before, _)| *before >= rung) {
+                return Err(Error::invalid(format!(
+                    "the rungs of a ladder come in the order {}; `{rung}` is out of it",
+                    join(known)
+                )));
+            }
+            rungs.push((rung, seconds(&format!("the budget of `{rung}`"), *budget)?));
+        }
+        let last = rungs.last().filter(|(_, budget)| !budget.is_zero()).map(|(rung, _)| *rung);
+        match last {
+            Some(Rung::Sigkill) if backend.is_process() => Ok(Self(rungs)),
+            Some(last) if !backend.is_process() && last > Rung::Cancel => Ok(Self(rungs)),
+            _ if backend.is_process() => Err(Error::invalid(
+                "the last rung of a process's ladder must be `sigkill`, with a budget above 0: nothing else ends every process",
+            )),
+            _ => Err(Error::invalid(
+                "the last rung of a subinterpreter's ladder must be one after `cancel`, with a budget above 0: a worker that has not started yet can't be asked",
+            )),
+        }
+    }
+
+    /// The ladder of the same worker behind another wall: its bounds stay.
+    pub fn moved_to(&self, backend: Backend) -> Self {
+        let cancel = self.0.iter().filter(|(rung, _)| *rung == Rung::Cancel).map(|(_, budget)| *budget).sum();
+        Self::new(backend, cancel, self.bound() - cancel)
     }
 
     /// The bound on the whole.
@@ -106,6 +192,10 @@ impl Ladder {
     pub fn rungs(&self) -> &[(Rung, Duration)] {
         &self.0
     }
+}
+
+fn join(rungs: &[Rung]) -> String {
+    rungs.iter().map(|rung| format!("`{rung}`")).collect::<Vec<_>>().join(", ")
 }
 
 /// A ladder that is being climbed.

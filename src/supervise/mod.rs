@@ -7,4 +7,5 @@ pub mod reactor;
 pub mod supervisor;
 pub mod worker;
 
+pub use ladder::Rung;
 pub use supervisor::{Supervisor, forget_in_child};

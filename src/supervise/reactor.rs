@@ -17,9 +17,10 @@ use super::ladder::{Climb, Reason, Rung};
 use super::supervisor::Supervisor;
 use super::worker::{State, Worker};
 use crate::error::{Error, Result};
-use crate::interp::condemned::{Door, Force, PERIOD};
+use crate::interp::door::Door;
+use crate::interp::rungs::{Force, PERIOD};
 use crate::sys::event::{Event, Slot};
-use crate::sys::kick::Kicker;
+use crate::sys::kick::{self, Kicker};
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Status};
 use crate::sys::{fd, log, memfile, thread};
@@ -474,22 +475,22 @@ impl Reactor {
         entry.climb = Some(climb);
         entry.seen.rung = Some((climb.rung(), reason));
         self.alarms.insert((climb.until, id, Alarm::Rung));
-        match (climb.rung(), &entry.link) {
-            (Rung::Cancel, _) => self.ask_to_stop(id),
-            (Rung::Interrupt, Link::Process(process)) => signal(process, Signal::INT),
-            (Rung::Sigterm, Link::Process(process)) => signal(process, Signal::TERM),
-            (Rung::Sigkill, Link::Process(process)) => {
-                process.child.kill_group();
-                signal(process, Signal::KILL);
+        let rung = climb.rung();
+        match &entry.link {
+            _ if rung == Rung::Cancel => self.ask_to_stop(id),
+            Link::Process(process) => {
+                if let Some(number) = rung.signal() {
+                    if number == Signal::KILL {
+                        process.child.kill_group();
+                    }
+                    signal(process, number);
+                }
             }
-            (Rung::Interrupt, Link::Subint(door)) => press(door, &entry.pressure, Force::Interrupt),
-            (Rung::Unwind, Link::Subint(door)) => press(door, &entry.pressure, Force::Unwind),
-            (Rung::Unblock, Link::Subint(door)) => press(door, &entry.pressure, Force::Unblock),
-            // Ladders have the rungs of their backend only; `destroy` comes with `unblock`, and giving
-            // up is no step of one.
-            (Rung::Sigterm | Rung::Sigkill, Link::Subint(_))
-            | (Rung::Unwind | Rung::Unblock, Link::Process(_))
-            | (Rung::Destroy | Rung::Abandoned, _) => {}
+            Link::Subint(door) => {
+                if let Some(force) = rung.force() {
+                    press(door, &entry.pressure, force);
+                }
+            }
         }
     }
 
@@ -585,8 +586,14 @@ impl Reactor {
         let Some(mut entry) = self.entries.remove(&id) else { return };
         entry.pressure.over.set();
         if let (Link::Subint(door), Some((rung, reason))) = (&entry.link, entry.seen.rung) {
-            // What the ladder went on to while the interpreter was being ended is not what ended it.
-            let rung = if door.was_forced() { Rung::Destroy } else { entry.over_at.unwrap_or(rung) };
+            // What the ladder went on to while the interpreter was being ended is not what ended it;
+            // and threads that leave while it is at `destroy` do so because that unblocks too.
+            let strongest = if kick::support().is_ok() { Rung::Unblock } else { Rung::Unwind };
+            let rung = match entry.over_at {
+                _ if door.was_forced() => Rung::Destroy,
+                Some(over) => over.min(strongest),
+                None => rung,
+            };
             entry.seen.rung = Some((rung, reason));
         }
         if entry.abandoned {
@@ -682,15 +689,14 @@ fn keep_pressing(door: &Door, pressure: &Pressure) {
     let mut kicker = None;
     loop {
         let force = lock(&pressure.force).unwrap_or(Force::Interrupt);
-        if force == Force::Unblock && kicker.is_none() {
-            kicker = Kicker::new()
-                .inspect_err(|reason| log::line(format_args!("blocked calls can't be ended here: {reason}")))
-                .ok();
+        if force >= Force::Unblock && kicker.is_none() {
+            // Where it can't be had, that was said when the first interpreter was made.
+            kicker = Kicker::new().ok();
         }
         match door.press(force, kicker.as_mut()) {
             Ok(true) => {}
             // The runner is past its code: it is ending the interpreter.
-            Ok(false) if force == Force::Unblock => door.doom(kicker.as_mut()),
+            Ok(false) if force == Force::Destroy => door.doom(kicker.as_mut()),
             Ok(false) => {}
             Err(error) => {
                 log::line(format_args!("cannot interrupt a subinterpreter: {error}"));

@@ -17,7 +17,7 @@ use super::reactor::{Command, Link, Process, Reactor};
 use super::worker::{Parts, State, Worker};
 use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::interp::attach::Token;
-use crate::interp::condemned::Door;
+use crate::interp::door::Door;
 use crate::spawn::clean::CleanThread;
 use crate::spawn::fork::{self, Luggage};
 use crate::spawn::request::{Backend, GilPolicy, Request, bytes, seconds};
@@ -191,6 +191,14 @@ impl Supervisor {
         payload: Arc<Vec<u8>>,
     ) -> Result<Arc<Worker>> {
         request.check()?;
+        let mut ladder = match &request.ladder {
+            Some(asked) => Ladder::custom(request.backend, asked)?,
+            None => Ladder::new(
+                request.backend,
+                seconds("cancel_timeout", request.cancel_timeout)?,
+                seconds("kill_timeout", request.kill_timeout)?,
+            ),
+        };
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::state("tractor_host is shutting down: no worker can be spawned any more"));
         }
@@ -199,6 +207,7 @@ impl Supervisor {
             && lock(&self.memory).needs_process.contains(&request.target)
         {
             request.backend = Backend::Fork;
+            ladder = ladder.moved_to(Backend::Fork);
             // As if it had been asked for: `_child` must know, and a fork has its `__main__` already.
             if let Some(spec) = request.spec.as_object_mut() {
                 spec.insert("wall".into(), json!(Backend::Fork.name()));
@@ -214,11 +223,7 @@ impl Supervisor {
             target: request.target.clone(),
             backend: request.backend,
             owner,
-            ladder: Ladder::new(
-                request.backend,
-                seconds("cancel_timeout", request.cancel_timeout)?,
-                seconds("kill_timeout", request.kill_timeout)?,
-            ),
+            ladder,
             timeout: request.timeout,
             collected: streams.as_mut().and_then(|streams| streams.collected.take()),
         }));
@@ -397,7 +402,7 @@ impl Supervisor {
     /// # Errors
     /// What is missing for that on this machine.
     pub fn leave_behind(&self, token: Token<'_>) -> Result<()> {
-        let kicker = Kicker::new().map_err(Error::unsupported)?;
+        let kicker = Kicker::for_parking().map_err(Error::unsupported)?;
         for (_, door) in self.quarantined() {
             door.leave_behind(token, &kicker)?;
         }

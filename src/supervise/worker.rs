@@ -113,6 +113,7 @@ impl Worker {
             "backend": self.backend.name(),
             "pid": shared.pid,
             "state": shared.state,
+            "ladder": self.ladder,
             "age": self.created.elapsed().as_secs_f64(),
         })
     }

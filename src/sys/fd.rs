@@ -96,17 +96,20 @@ pub fn tomb() -> Result<OwnedFd> {
 /// its number.
 ///
 /// The files, pipes and sockets behind them are let go, so no peer waits for an end of file that
-/// cannot come. The numbers stay taken, by copies of `tomb`: Python objects copied from the parent still think that they own them, and closing a number
-/// that had meanwhile been given to a new file would hit that file.
+/// cannot come. The numbers stay taken, by copies of `tomb`: Python objects copied from the parent
+/// still think that they own them, and closing a number that had meanwhile been given to a new file
+/// would hit that file.
 ///
 /// # Errors
-/// The operating system's, when /proc/self/fd cannot be read.
+/// The operating system's.
 pub fn neutralise_inherited(tomb: BorrowedFd<'_>, keep: &[RawFd]) -> Result<()> {
-    for number in super::procfs::open_fds()? {
+    // Where /proc is not mounted, every number that there can be is asked for.
+    let numbers = super::procfs::open_fds().unwrap_or_else(|_| (3..=highest_number()).collect());
+    for number in numbers {
         if number <= 2 || keep.contains(&number) {
             continue;
         }
-        // SAFETY: named to test that it is still open: listing /proc/self/fd itself used one.
+        // SAFETY: named to test that it is still open: the list may have used one itself.
         let open = unsafe { BorrowedFd::borrow_raw(number) };
         if rustix::io::fcntl_getfd(open) == Err(Errno::BADF) {
             continue;
@@ -115,6 +118,14 @@ pub fn neutralise_inherited(tomb: BorrowedFd<'_>, keep: &[RawFd]) -> Result<()> 
             .map_err(|errno| Error::os(format_args!("let descriptor {number} go"), errno))?;
     }
     Ok(())
+}
+
+/// The highest number that an fd of this process can have been given, unless its limit was lowered.
+fn highest_number() -> RawFd {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    // The kernel's own bound, where there is no other.
+    const MOST: u64 = 1 << 20;
+    RawFd::try_from(limit.unwrap_or(MOST).min(MOST)).unwrap_or(RawFd::MAX) - 1
 }
 
 /// Writes all of `bytes` to a blocking fd.

@@ -68,6 +68,15 @@ impl Kicker {
     /// What is missing for it on this machine.
     pub fn new() -> Result<Self, String> {
         support()?;
+        Self::for_parking()
+    }
+
+    /// As [`Kicker::new`], on a machine that may lack what [`Kicker::kick`] and [`Kicker::wake`] need:
+    /// they do nothing then, and [`Kicker::park`] works.
+    ///
+    /// # Errors
+    /// What is missing for that too.
+    pub fn for_parking() -> Result<Self, String> {
         let mut kickers = lock(&KICKERS);
         if *kickers == 0 {
             *lock(&INSTALLED) = Some(imp::Installed::new()?);

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::ffi::object::Owned;
 use crate::ffi::py;
 use crate::interp::attach::Token;
-use crate::interp::condemned::Door;
+use crate::interp::door::Door;
 use crate::sys::event::Event;
 use crate::sys::kick::{self, Kicker};
 use crate::sys::{process, signal, thread};

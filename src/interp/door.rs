@@ -1,0 +1,106 @@
+//! Reaching into an interpreter from outside, as long as it is there.
+//!
+//! A [`Door`] stands before each interpreter that the supervisor may have to act on. Whoever enters
+//! gets a thread state of its own there; the interpreter's own thread closes the door, and waits
+//! until everybody has left, before it ends the interpreter. What is done behind it is in
+//! [`super::rungs`].
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use super::attach::{Attached, Interpreter, Token};
+use super::rungs::destroy::Doom;
+use crate::sys::lock::lock;
+use crate::sys::process::Orphans;
+
+/// The way into one interpreter for threads that are not its own.
+#[derive(Debug, Default)]
+pub struct Door {
+    pub(super) state: Mutex<State>,
+    pub(super) left: Condvar,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) interpreter: Option<Interpreter>,
+    /// The same, also once the door is closed.
+    pub(super) behind: Option<Interpreter>,
+    /// The thread that opened it, as long as it is there for sure.
+    pub(super) runner_native: Option<i32>,
+    pub(super) visitors: usize,
+    /// Processes that its threads had started, killed and to be reaped.
+    pub(super) orphans: Orphans,
+    /// What the interpreter's end asks before every line of Python.
+    pub(super) doom: Arc<Doom>,
+}
+
+impl Door {
+    /// A door with nothing behind it yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A door to the main interpreter, which is never closed.
+    pub fn to_main() -> Self {
+        let door = Self::new();
+        lock(&door.state).interpreter = Some(Interpreter::main());
+        door
+    }
+
+    /// Opens the door to the interpreter that the calling thread is attached to. That thread must
+    /// close it before it ends the interpreter.
+    pub fn open(&self, token: Token<'_>) {
+        let mut state = lock(&self.state);
+        state.interpreter = Some(Interpreter::current(token));
+        state.behind = state.interpreter;
+        state.runner_native = Some(crate::sys::thread::id());
+    }
+
+    /// Lets nobody in any more, and waits until the last visitor has left. Visitors need the GIL to
+    /// leave, so the caller is detached meanwhile.
+    pub fn close(&self, token: Token<'_>) {
+        token.detached(|| {
+            let mut state = lock(&self.state);
+            state.interpreter = None;
+            while state.visitors > 0 {
+                state = self.left.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+        });
+    }
+
+    /// Attaches to the interpreter, runs `body` there and leaves. `None` when the door is closed.
+    ///
+    /// It waits for the interpreter's GIL without a bound; see [`Attached::new`].
+    pub fn visit<R>(&self, body: impl FnOnce(Token<'_>) -> R) -> Option<R> {
+        struct Leave<'a>(&'a Door);
+        impl Drop for Leave<'_> {
+            fn drop(&mut self) {
+                lock(&self.0.state).visitors -= 1;
+                self.0.left.notify_all();
+            }
+        }
+        let interpreter = {
+            let mut state = lock(&self.state);
+            let interpreter = state.interpreter?;
+            state.visitors += 1;
+            interpreter
+        };
+        let _leave = Leave(self);
+        // SAFETY: the interpreter's thread waits in `close` until the visitor count, which was
+        // raised while the door was open, is back to zero; `_leave` is dropped after `attached`.
+        // Visitors are threads of the supervisor, which are never attached.
+        let attached = unsafe { Attached::new(interpreter) };
+        Some(body(attached.token()))
+    }
+
+    /// The interpreter, as long as it has not ended.
+    pub fn behind(&self) -> Option<Interpreter> {
+        lock(&self.state).behind
+    }
+
+    /// The runner's last word: from now on its thread is none of ours.
+    pub fn runner_leaves(&self) {
+        let mut state = lock(&self.state);
+        state.runner_native = None;
+        state.behind = None;
+    }
+}
