@@ -27,8 +27,8 @@ import tractor_host as th
 from tractor_host import _native
 
 #: The backends of this version; a test that takes `backend` runs once for each.
-BACKENDS = ("subint", "fork", "exec")
-PROCESS_BACKENDS = ("fork", "exec")
+BACKENDS = ("subint", "forkserver", "fork", "exec")
+PROCESS_BACKENDS = ("forkserver", "fork", "exec")
 #: Longer than anything takes on a loaded machine; what waits for less says so.
 PATIENCE = 30.0
 
@@ -58,7 +58,8 @@ def owned() -> dict[str, Any]:
     return {
         "fds": {fd: _link(fd) for fd in found["fds"]},
         "threads": found["threads"],
-        "children": found["children"],
+        # The fork server stays; a test may have had it replaced.
+        "children": [pid for pid in found["children"] if pid != _native.fork_server()[0]],
         "interpreters": sorted(id for id, _ in _interpreters.list_all()),
         "shm": sorted(os.listdir("/dev/shm")),
         "workers": [info["name"] for info in _native.workers()],
@@ -67,14 +68,17 @@ def owned() -> dict[str, Any]:
 
 def _link(fd: int) -> str:
     try:
-        return os.readlink(f"/proc/self/fd/{fd}")
+        link = os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
         return "(closed)"
+    # Sockets are numbered, and that of the fork server may be another one by now.
+    return link.partition(":")[0] if link.startswith("socket:") else link
 
 
 @pytest.fixture(scope="session", autouse=True)
 def supervisor_is_up() -> None:
     """Its own threads and fds are there before the first test counts any."""
+    th.spawn("os:getpid", backend="forkserver").result(timeout=PATIENCE)
     th.spawn("os:getpid", backend="fork").result(timeout=PATIENCE)
     th.spawn("os:getpid", backend="subint").result(timeout=PATIENCE)
     # Loaded lazily by tests otherwise, with an fd or a thread of its own at first use.

@@ -14,7 +14,7 @@ from tractor_host import _native
 PUBLIC = {
     "BACKENDS", "Cancelled", "Exit", "Quarantined", "RemoteError", "Source", "Statistics", "StuckFrame",
     "StuckThread", "Worker", "WorkerAbandoned", "WorkerCancelled", "WorkerDied", "WorkerError",
-    "WorkerKilled", "__version__", "quarantine", "rungs", "spawn", "statistics", "workers",
+    "WorkerKilled", "__version__", "preload", "quarantine", "rungs", "spawn", "statistics", "workers",
 }  # fmt: skip
 
 

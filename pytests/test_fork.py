@@ -12,6 +12,7 @@ import pytest
 
 import tractor_host as th
 from conftest import PATIENCE, Program, pid_is_gone
+from helpers import importable
 from tractor_host import testing
 
 
@@ -204,3 +205,96 @@ def test_workers_die_with_a_host_that_is_killed(
         pid = int(host.stdout.readline())
         host.kill()
     assert pid_is_gone(pid, 1.0)
+
+
+# -- forks of the user's own -------------------------------------------------------------------------
+
+BESIDE_SUBINTERPRETERS = """
+import contextlib, multiprocessing, os, signal, subprocess, sys, threading, warnings
+import helpers, tractor_host as th
+from tractor_host import testing
+
+warnings.simplefilter("ignore")  # of forking with threads
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def by_hand():
+    for _ in range(20):
+        if (pid := os.fork()) == 0:
+            os._exit(7)
+        assert ended(pid) == 7
+
+def from_a_thread():
+    thread = threading.Thread(target=by_hand)
+    thread.start()
+    thread.join()
+
+def that_goes_on():
+    if (pid := os.fork()) == 0:
+        thread = threading.Thread(target=print, args=["a thread"])
+        thread.start()
+        thread.join()
+        from concurrent import interpreters
+        made = interpreters.create()
+        made.exec("print('an interpreter')")
+        made.close()
+        subprocess.run(["true"], check=True)
+        sys.stdout.flush()
+        os._exit(3)  # the workers are the parent's
+    assert ended(pid) == 3
+
+def by_multiprocessing():
+    context = multiprocessing.get_context("fork")
+    with context.Pool(2) as pool:
+        assert pool.map(abs, [-1, -2, -3]) == [1, 2, 3]
+    process = context.Process(target=sys.exit, args=[5])
+    process.start()
+    process.join()
+    assert process.exitcode == 5
+
+def by_preexec_fn():
+    ran = subprocess.run(["true"], preexec_fn=os.setsid, check=True)
+    assert ran.returncode == 0
+
+def by_pty():
+    import pty
+    pid, fd = pty.fork()
+    if pid == 0:
+        os._exit(6)
+    assert ended(pid) == 6
+    os.close(fd)
+
+if __name__ == "__main__":
+    with contextlib.ExitStack() as stack:
+        for shape in ("sleep", "spin"):
+            for gil in ("shared", "own"):
+                worker = th.spawn("tractor_host.testing:stuck", shape, backend="subint", gil=gil, stdio="pipe")
+                testing.wait_ready(stack.enter_context(worker))
+        globals()[sys.argv[1]]()
+        sys.stdout.flush()
+    print("good")
+"""
+
+
+@pytest.mark.parametrize("launcher", ["python", "tractor-host"])
+@pytest.mark.parametrize(
+    "how", ["by_hand", "from_a_thread", "that_goes_on", "by_multiprocessing", "by_preexec_fn", "by_pty"]
+)
+def test_a_fork_of_the_user_s_own_works_beside_busy_subinterpreters(
+    how: str, launcher: str, program: Callable[..., Program]
+) -> None:
+    """In any other CPython 3.14 its child crashes (cpython#139759)."""
+    ended = program(BESIDE_SUBINTERPRETERS, launcher=launcher).run(how, env=importable())
+    expected = "a thread\nan interpreter\ngood\n" if how == "that_goes_on" else "good\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, expected, "")
+
+
+@pytest.mark.parametrize("gil", ["shared", "own"])
+def test_a_fork_from_inside_a_subinterpreter_is_refused(gil: str) -> None:
+    """By a clear error, and not by the death of its child."""
+    worker = th.spawn(th.Source("import os; os.fork()"), backend="subint", gil=gil)  # type: ignore[arg-type]
+    with pytest.raises(th.RemoteError) as raised:
+        worker.result(timeout=30)
+    assert isinstance(raised.value.__cause__, RuntimeError)
+    assert "fork not supported" in str(raised.value.__cause__)

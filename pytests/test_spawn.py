@@ -342,10 +342,12 @@ def test_tractor_s_names_are_taken(alias: str, backend_: str) -> None:
     assert worker.backend == backend_
 
 
-def test_the_default_backend_is_fork_or_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_backend_is_forkserver_or_what_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("TRACTOR_HOST_BACKEND", raising=False)
     with th.spawn(targets.nothing) as worker:
-        assert worker.backend == "fork"
+        assert worker.backend == "forkserver"
     monkeypatch.setenv("TRACTOR_HOST_BACKEND", "subint")
     with th.spawn(targets.nothing) as worker:
         assert worker.backend == "subint"

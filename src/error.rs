@@ -88,6 +88,11 @@ impl Error {
         self.kind == Kind::Invalid
     }
 
+    /// A signal arrived while waiting: the call can be made again.
+    pub fn is_interrupted(&self) -> bool {
+        self.kind == Kind::Interrupted
+    }
+
     /// A bound ran out.
     pub fn is_timeout(&self) -> bool {
         self.kind == Kind::TimedOut

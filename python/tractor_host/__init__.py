@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         WorkerKilled,
     )
     from tractor_host._quarantine import Quarantined, StuckFrame, StuckThread, quarantine
-    from tractor_host._spawn import BACKENDS, Statistics, rungs, spawn, statistics, workers
+    from tractor_host._spawn import BACKENDS, Statistics, preload, rungs, spawn, statistics, workers
     from tractor_host._target import Source
     from tractor_host._worker import Exit, Worker
 
@@ -45,6 +45,7 @@ __all__ = [
     "WorkerError",
     "WorkerKilled",
     "__version__",
+    "preload",
     "quarantine",
     "rungs",
     "spawn",
@@ -68,6 +69,7 @@ _HOMES = {
     "WorkerDied": "_errors",
     "WorkerError": "_errors",
     "WorkerKilled": "_errors",
+    "preload": "_spawn",
     "quarantine": "_quarantine",
     "rungs": "_spawn",
     "spawn": "_spawn",

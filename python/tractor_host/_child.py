@@ -51,8 +51,13 @@ def main() -> None:
 
 
 def exec_main() -> None:
-    """`main` for a process that was started afresh."""
-    _native.child_enter()
+    """`main` for a process that was started afresh; or it is a fork server, and `main` for its workers."""
+    template = _native.child_enter()
+    if template is not None:
+        from tractor_host import _zygote
+
+        _zygote.main(template)
+        _native.child_enter()
     main()
 
 
@@ -99,19 +104,22 @@ def _prepare(spec: dict[str, Any]) -> None:
         _open_stdio(_native.child_stdio())
     else:
         if wall == "fork":
-            _leave_the_parent_behind(spec["env"])
+            _leave_the_parent_behind()
+        if wall != "exec":
+            _open_own_stdio()
+            if spec["env"] is not None:
+                _replace_environment(spec["env"])
         _prepare_process()
     if wall != "fork":
         sys.argv = list(map(_fs_decode, spec["argv"]))
-    if wall == "exec":
+    if wall in ("exec", "forkserver"):
         sys.path[:] = map(_fs_decode, spec["path"])
 
 
-def _leave_the_parent_behind(env: list[list[str]] | None) -> None:
+def _leave_the_parent_behind() -> None:
     """Drops what a forked copy of the parent's interpreter must not do in its stead."""
     import _signal  # type: ignore[import-not-found]
     import atexit
-    import os
     import signal
 
     atexit._clear()
@@ -123,13 +131,29 @@ def _leave_the_parent_behind(env: list[list[str]] | None) -> None:
                 _signal.signal(number, _signal.SIG_DFL)
         except OSError, ValueError:  # not for everybody
             continue
-    # The parent's buffers may hold what the parent is going to write itself.
+
+
+def _open_own_stdio() -> None:
+    """Streams of its own, for a copy of another process."""
+    # That one's buffers may hold what it is going to write itself.
     _abandoned_streams.extend([sys.stdin, sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__])
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     _open_stdio([1, 2])
-    if env is not None:
-        os.environ.clear()
-        os.environ.update({_fs_decode(key): _fs_decode(value) for key, value in env})
+
+
+def _replace_environment(env: list[list[str]]) -> None:
+    import os
+
+    wanted = {_fs_decode(key): _fs_decode(value) for key, value in env}
+    if os.environ == wanted:
+        return
+    zone = os.environ.get("TZ")
+    os.environ.clear()
+    os.environ.update(wanted)
+    if wanted.get("TZ") != zone:
+        from time import tzset
+
+        tzset()
 
 
 #: Streams that must not be flushed, which is what their end would do.

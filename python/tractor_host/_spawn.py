@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
+import functools
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, final
 
 from tractor_host import _native
@@ -17,6 +19,7 @@ from tractor_host._worker import Worker, budget, finite
 
 #: The backends by name, aliases included, and what each of them is.
 BACKENDS: Final[Mapping[str, str]] = {
+    "forkserver": "a process forked from a clean one",
     "subint": "a subinterpreter on a thread of this process",
     "fork": "a process forked from this one",
     "exec": "a process started afresh",
@@ -25,7 +28,7 @@ BACKENDS: Final[Mapping[str, str]] = {
     "trio": "exec",
 }
 _ALIASES = {"main_thread_forkserver": "fork", "subint_fork": "fork", "trio": "exec"}
-_DEFAULT = "fork"
+_DEFAULT = "forkserver"
 #: Seconds: the default of `cancel_timeout` and of `kill_timeout`.
 _BUDGET: Final = 3.0
 
@@ -53,8 +56,10 @@ def spawn(
         target: `"module:qualname"`, a callable that can be imported by its name (from `__main__` too;
             `async def` too), or a `Source`. It is imported and called in the worker.
         args: Its arguments; pickled.
-        backend: `"subint"`, `"fork"` or `"exec"`; by default `$TRACTOR_HOST_BACKEND`, else `"fork"`.
-            tractor's names `"trio"`, `"main_thread_forkserver"` and `"subint_fork"` are taken too.
+        backend: `"forkserver"`, `"subint"`, `"fork"` or `"exec"`; by default `$TRACTOR_HOST_BACKEND`,
+            else `"forkserver"` (or `"fork"`, for what is defined in a `__main__` that no other process can
+            run again, as in an interactive session). tractor's names `"trio"`, `"main_thread_forkserver"`
+            and `"subint_fork"` are taken too.
         name: Shown in `ps` and in every message; made of the target's name by default.
         kwargs: Its keyword arguments; pickled.
         runtime: What runs an `async def` target; by default what the caller runs in, else asyncio.
@@ -84,7 +89,6 @@ def spawn(
     its exit is `"raised"` and `Worker.result()` raises `RemoteError`.
     """
     wall = _backend(backend)
-    rungs_asked = None if ladder is None else _ladder(wall, ladder, cancel_timeout, kill_timeout)
     if runtime not in (None, "sync", "trio", "asyncio"):
         raise ValueError(f"runtime must be 'sync', 'trio', 'asyncio' or None, not {runtime!r}")
     if gil not in ("shared", "own", "auto"):
@@ -93,24 +97,38 @@ def spawn(
         _check_name(name)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise TypeError(f"kwargs must be a mapping, not {type(kwargs).__name__}")
-    if wall == "fork":
-        _preload()
     packed = Target(target, args, kwargs or {})
+    main = None
     if packed.needs_main:
         # What a worker makes of our main program comes back under this name, as with multiprocessing.
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
+        if wall != "fork":
+            main = main_module()
+            if main is None:
+                if backend is not None or "TRACTOR_HOST_BACKEND" in os.environ:
+                    raise ValueError(
+                        "the target or an argument is defined in __main__, and this __main__ has no file "
+                        "that a worker could run again (an interactive session?); define it in a module, or "
+                        "use backend='fork'"
+                    )
+                wall = "fork"
+    if wall == "fork":
+        _import_for_forks()
+    rungs_asked = None if ladder is None else _ladder(wall, ladder, cancel_timeout, kill_timeout)
+    environment = None if env is None else [list(_variable(*pair)) for pair in env.items()]
     spec: dict[str, Any] = {
         "wall": wall,
         "runtime": runtime,
         "caller": _running_loop(),
         "argv": list(map(fs_text, sys.argv)),
         "path": [] if wall == "fork" else _sys_path(),
-        "env": None if env is None else [],
-        "main": main_module() if packed.needs_main and wall != "fork" else None,
+        "env": None,
+        "main": main,
     }
-    environment = None if env is None else [list(_variable(*pair)) for pair in env.items()]
     if wall == "fork":
         spec["env"] = environment
+    elif wall == "forkserver":
+        spec["env"] = _environment() if environment is None else environment
     request = {
         "name": name,
         "backend": wall,
@@ -124,12 +142,90 @@ def spawn(
         "kill_timeout": budget("kill_timeout", kill_timeout),
         "ladder": rungs_asked,
         "promote": bool(promote),
-        "command": _command() if wall == "exec" else [],
+        "command": _command() if wall in ("exec", "forkserver") else [],
+        "template": _template(_preloads) if wall == "forkserver" else None,
         "sys_path": spec["path"] if wall == "subint" else [],
         "spec": spec,
     }
     _end_workers_at_exit()
-    return Worker._of(_native.spawn(request, packed.payload), warns=True)
+    worker = Worker._of(_native.spawn(request, packed.payload), warns=True)
+    if wall == "forkserver":
+        for module, traceback in _native.fork_server()[1]:
+            warnings.warn(
+                f"{module!r} could not be preloaded; workers will import it themselves\n{traceback}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return worker
+
+
+def preload(modules: Iterable[str]) -> None:
+    """Starts the fork server anew, with modules that it imports once for all workers to come.
+
+    Workers that are there are not touched. `$TRACTOR_HOST_PRELOAD`, a comma-separated list, names modules
+    that are always preloaded.
+
+    Args:
+        modules: Their names, in the place of those that an earlier call named. What they import must start
+            no thread, which a fork would not copy.
+
+    Raises:
+        ImportError: One of them could not be imported; its traceback is in the text. The fork server runs
+            without it.
+        OSError, RuntimeError: The fork server could not be started.
+    """
+    global _preloads
+    if isinstance(modules, str):
+        raise TypeError("preload takes a list of module names, not one name")
+    names = tuple(modules)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"a module's name is a str, not {type(name).__name__}")
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"no module can be called {name!r}")
+    _native.preload(
+        {
+            "name": None,
+            "backend": "forkserver",
+            "gil": "shared",
+            "target": "",
+            "stdio": "null",
+            "env": None,
+            "cwd": None,
+            "timeout": None,
+            "cancel_timeout": 0.0,
+            "kill_timeout": 0.0,
+            "ladder": None,
+            "promote": False,
+            "command": _command(),
+            "template": _template(names),
+            "sys_path": [],
+            "spec": None,
+        }
+    )
+    _end_workers_at_exit()
+    _preloads = names
+    failures = _native.fork_server()[1]
+    if failures:
+        texts = "\n".join(traceback for _, traceback in failures)
+        names_failed = ", ".join(repr(module) for module, _ in failures)
+        raise ImportError(f"failed to preload {names_failed}\n{texts}", name=failures[0][0])
+
+
+#: What `preload` was given last.
+_preloads: tuple[str, ...] = ()
+
+
+def _template(names: tuple[str, ...]) -> dict[str, Any]:
+    """What a fork server is told."""
+    always = os.environ.get("TRACTOR_HOST_PRELOAD", "").split(",")
+    modules = dict.fromkeys([*(name.strip() for name in always), *names])
+    modules.pop("", None)
+    return {"path": _sys_path(), "argv": list(map(fs_text, sys.argv)), "preload": list(modules)}
+
+
+def _environment() -> list[list[str]]:
+    return [[key.decode("latin-1"), value.decode("latin-1")] for key, value in os.environb.items()]
 
 
 def rungs(backend: str | None = None) -> dict[str, str | None]:
@@ -187,10 +283,10 @@ def _backend(asked: str | None) -> str:
     name = asked if asked is not None else os.environ.get("TRACTOR_HOST_BACKEND", _DEFAULT)
     if not isinstance(name, str):
         raise TypeError(f"backend must be a str, not {type(name).__name__}")
-    if name in ("forkserver", "subint_forkserver"):
+    if name == "subint_forkserver":
         raise ValueError(
-            f"backend {name!r} is not part of this version; 'fork' starts a process from this one, "
-            "'exec' a fresh one"
+            f"backend {name!r} is not part of this version; 'forkserver' starts a process, 'subint' a "
+            "subinterpreter in this one"
         )
     if name not in BACKENDS:
         source = "" if asked is not None else " (from TRACTOR_HOST_BACKEND)"
@@ -214,7 +310,7 @@ def _ladder(
     return [(rung, budget(f"the budget of {rung!r}", seconds)) for rung, seconds in ladder.items()]
 
 
-def _preload() -> None:
+def _import_for_forks() -> None:
     """Imports here, once, what every forked worker would have to import for itself."""
     from importlib import import_module
 
@@ -266,6 +362,7 @@ def _sys_path() -> list[str]:
     return list(map(fs_text, entries))
 
 
+@functools.cache
 def _command() -> list[str]:
     """The command that starts a fresh worker: the launcher, or this Python where it is not installed."""
     from subprocess import _args_from_interpreter_flags  # type: ignore[attr-defined]

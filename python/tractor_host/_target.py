@@ -118,12 +118,9 @@ def _blame(target: object, args: Sequence[Any], kwargs: Mapping[str, Any], error
             ) from error
 
 
-def main_module() -> list[str]:
-    """How a worker can make this program's `__main__` again: `[kind, value]`.
-
-    Raises:
-        ValueError: This `__main__` has no source that a worker could run.
-    """
+def main_module() -> list[str] | None:
+    """How a worker can make this program's `__main__` again: `[kind, value]`; `None` if it has no source
+    that a worker could run."""
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", None)
     if isinstance(name, str) and name != "__main__":
@@ -133,10 +130,7 @@ def main_module() -> list[str]:
         return ["path", fs_text(os.path.abspath(path))]
     if "-c" in sys.orig_argv[1:] and sys.argv[:1] == ["-c"]:
         return ["code", sys.orig_argv[sys.orig_argv.index("-c") + 1]]
-    raise ValueError(
-        "the target or an argument is defined in __main__, and this __main__ has no file that a worker "
-        "could run again (an interactive session?); define it in a module, or use backend='fork'"
-    )
+    return None
 
 
 def fs_text(path: str | bytes | os.PathLike[str]) -> str:

@@ -1,10 +1,12 @@
-//! Forking while Python is embedded, also while subinterpreters live.
+//! Forking while Python is embedded, also while subinterpreters live; by us and by anybody else.
+
+use std::sync::Once;
 
 use super::attach::Token;
 use crate::error::{Error, Result};
 use crate::ffi::offsets::Offsets;
 use crate::ffi::py;
-use crate::sys::process;
+use crate::sys::{log, process, procfs};
 
 /// Which process we are in after a fork.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +18,71 @@ pub enum Side {
     Child,
 }
 
+/// Sees to it that every fork of this process survives in the child, also one of the user's own
+/// (`os.fork`, `multiprocessing`, `preexec_fn`): without it, the child of a process with
+/// subinterpreters crashes in `PyOS_AfterFork_Child` (cpython#139759).
+/// Where this Python's layout is not known nothing is done, and such a child ends as it does without us.
+pub fn guard(_: Token<'_>) {
+    static GUARDED: Once = Once::new();
+    GUARDED.call_once(|| {
+        // Checked now, while this thread is attached.
+        if Offsets::get().is_ok()
+            && let Err(error) = process::at_fork_in_child(leave_interpreters_behind)
+        {
+            log::line(format_args!("os.fork() beside subinterpreters will crash its child: {error}"));
+        }
+    });
+}
+
+/// In a child that was just forked, before CPython (or anybody else) looks at it.
+extern "C" fn leave_interpreters_behind() {
+    // SAFETY: may be called without being attached: it returns null then.
+    let state = unsafe { py::PyThreadState_GetUnchecked() };
+    if state.is_null() {
+        return; // not a fork of Python's: no Python will run in this child
+    }
+    let Ok(offsets) = Offsets::get() else { return };
+    // SAFETY: this thread, the child's only one, is attached with `state`. CPython lets no other
+    // interpreter than the main one fork; a child of those says so itself.
+    unsafe {
+        if py::PyThreadState_GetInterpreter(state) == py::PyInterpreterState_Main() {
+            offsets.forget_other_interpreters();
+        }
+    }
+}
+
+/// Forks a child of this process's *parent*, in a process that has one thread and one interpreter.
+/// `None` in the child.
+///
+/// # Errors
+/// When there are other threads; those of [`process::fork_as_sibling`].
+pub fn fork_sibling(token: Token<'_>) -> Result<process::Sibling> {
+    if token.interpreter_id() != 0 {
+        return Err(Error::state("only the main interpreter can fork"));
+    }
+    // Without /proc there is no telling.
+    if let Ok(threads) = procfs::thread_names()
+        && threads.len() > 1
+    {
+        return Err(Error::state(format!(
+            "the fork server has {} threads ({}), which a fork would not copy: what it preloads must start none",
+            threads.len(),
+            threads.join(", ")
+        )));
+    }
+    // SAFETY: attached to the main interpreter, by the only thread: as was just seen, and none but this
+    // one could start another.
+    unsafe {
+        py::PyOS_BeforeFork();
+        let made = process::fork_as_sibling();
+        match made {
+            Ok(None) => py::PyOS_AfterFork_Child(),
+            _ => py::PyOS_AfterFork_Parent(),
+        }
+        made.map_err(|error| Error::os("fork a worker", error))
+    }
+}
+
 /// Forks the calling thread, which is attached to the MAIN interpreter and holds no lock of ours.
 ///
 /// # Errors
@@ -24,6 +91,7 @@ pub fn fork(token: Token<'_>) -> Result<Side> {
     if token.interpreter_id() != 0 {
         return Err(Error::state("only the main interpreter can fork"));
     }
+    guard(token);
     let offsets = Offsets::get().copied();
     // SAFETY: attached; walking two elements of the list of interpreters under the main GIL. One
     // with its own GIL may come or go meanwhile; that only changes whether we insist on the offsets.
@@ -39,9 +107,6 @@ pub fn fork(token: Token<'_>) -> Result<Side> {
         py::PyOS_BeforeFork();
         match process::fork() {
             Ok(0) => {
-                if let Ok(offsets) = offsets {
-                    offsets.forget_other_interpreters();
-                }
                 py::PyOS_AfterFork_Child();
                 if let (Ok(offsets), Some(slot)) = (offsets, slot) {
                     offsets.receive_signals(slot);

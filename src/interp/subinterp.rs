@@ -23,7 +23,7 @@ impl Gil {
         py::PyInterpreterConfig {
             use_main_obmalloc: (!own).into(),
             // os.fork() in a subinterpreter kills the child; a RuntimeError is kinder.
-            allow_fork: (!own).into(),
+            allow_fork: 0,
             allow_exec: (!own).into(),
             allow_threads: 1,
             // trio's worker threads are daemons, also with a GIL of one's own.
@@ -65,7 +65,9 @@ impl SubInterpreter {
                 crate::sys::fd::event_fd().err().map(|error| format!(" ({error})")).unwrap_or_default();
             return Err(Error::python(format!("failed to make a subinterpreter: {reason}{hint}")));
         }
-        Ok(Self { state, not_send: PhantomData })
+        let made = Self { state, not_send: PhantomData };
+        super::fork::guard(made.token());
+        Ok(made)
     }
 
     /// The proof of being attached.

@@ -13,9 +13,10 @@ use crate::interp::attach::{Token, with_current};
 use crate::interp::{call, rungs};
 use crate::spawn::context;
 use crate::spawn::request::{Backend, Request, seconds};
+use crate::spawn::zygote::serve::serve;
 use crate::supervise::{Rung, Supervisor};
 use crate::sys::process;
-use crate::wire::message::FromWorker;
+use crate::wire::message::{FromWorker, PreloadFailure};
 
 /// Declares a function of the module: its Rust type, its Python signature, its docstring.
 macro_rules! native {
@@ -173,9 +174,36 @@ native!(Rungs, "rungs", ("backend"), waits: false,
     });
     Ok(Json::Array(found.unwrap_or_default()).into())
 });
+native!(Preload, "preload", ("request"), waits: true,
+"Start the fork server anew and wait until it is ready; `request` is one for a worker that is not made.",
+|_, args| {
+    let request: Request = serde_json::from_value(json(args, 0)?.clone())
+        .map_err(|error| Error::invalid(format!("a malformed request: {error}")))?;
+    Supervisor::get()?.preload(&request)?;
+    Ok(Value::NONE)
+});
+native!(ForkServer, "fork_server", (), waits: true,
+"The pid of the fork server, or None; and what it could not preload: module and traceback, told once.",
+|_, _| Ok(match Supervisor::existing()? {
+    Some(supervisor) => {
+        let failures = supervisor.zygote().take_failures();
+        let failures: Vec<_> = failures.iter().map(|failure| json!([failure.module, failure.traceback])).collect();
+        json!([supervisor.zygote().pid(), failures]).into()
+    }
+    None => json!([null, []]).into(),
+}));
+native!(ZygoteServe, "zygote_serve", ("failures"), waits: false,
+"In a fork server: tell what could not be preloaded, then fork on order. Returns in the forked ones.",
+|_, args| {
+    let failures: Vec<PreloadFailure> = serde_json::from_value(json(args, 0)?.clone())
+        .map_err(|error| Error::invalid(format!("malformed failures: {error}")))?;
+    with_current(|token| serve(token, failures)).transpose()?;
+    Ok(Value::NONE)
+});
 native!(ChildEnter, "child_enter", (), waits: true,
-    "In a fresh process whose fd 0 is a supervisor's channel: become its worker.",
-    |_, _| context::enter_exec().map(|()| Value::NONE));
+    "In a fresh process whose fd 0 is a supervisor's channel: become its worker, or (what it then returns is \
+     the order) its fork server.",
+    |_, _| context::enter_fresh().map(|template| template.map_or(Value::NONE, Value::from)));
 native!(ChildSpec, "child_spec", (), waits: false,
     "What this interpreter, a worker, was asked to do.",
     |call, _| Ok(context::current(call.interpreter)?.spec().into()));
@@ -236,6 +264,9 @@ pub(super) fn table() -> Table {
         .with::<Quarantine>()
         .with::<Resources>()
         .with::<Rungs>()
+        .with::<Preload>()
+        .with::<ForkServer>()
+        .with::<ZygoteServe>()
         .with::<ChildEnter>()
         .with::<ChildSpec>()
         .with::<ChildPayload>()

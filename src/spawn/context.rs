@@ -171,28 +171,48 @@ pub(super) fn leave(interpreter: i64) -> bool {
     })
 }
 
-/// The first steps of a worker process that was exec'd with its channel as fd 0: reads what to do,
-/// and keeps the promises of the contract.
+/// The first steps of a process that was started with a supervisor's channel as fd 0: reads what to be,
+/// and keeps the promises of the contract. What `_zygote` needs, if it is to be that, else a worker.
 ///
 /// # Errors
 /// When fd 0 is not a supervisor's channel.
-pub fn enter_exec() -> Result<()> {
+pub fn enter_fresh() -> Result<Option<serde_json::Value>> {
     let channel = fd::adopt_inherited(0)?;
     let null = fd::open("/dev/null".as_ref(), rustix::fs::OFlags::RDWR)?;
     fd::place(null.as_fd(), 0)?;
-    let (first, stderr) = fd::receive_with_fd(&channel).map_err(|error| {
+    let (first, fds) = fd::receive_with_fds(&channel).map_err(|error| {
         Error::os("read from the supervisor; --child is for tractor-host's own use", error)
     })?;
-    let stderr = stderr.ok_or_else(|| Error::protocol("the supervisor sent no stderr"))?;
     let mut reader = Reader::new(fd::duplicate(&channel)?);
     reader.decoder.push(&first);
     let frame = reader.next()?.ok_or_else(|| Error::protocol("the supervisor closed the channel"))?;
-    let ToWorker::Spec { spec, contract } = message::decode(&frame, "a spec")? else {
-        return Err(Error::protocol("expected a spec as the first message"));
-    };
     crate::sys::signal::stop_ignoring();
     crate::sys::signal::unblock_all();
-    enter_process(&contract, spec, frame.payload.into(), channel, stderr, reader)
+    match message::decode(&frame, "what to be")? {
+        ToWorker::Spec { spec, contract } => {
+            let stderr =
+                fds.into_iter().next().ok_or_else(|| Error::protocol("the supervisor sent no stderr"))?;
+            enter_process(&contract, spec, frame.payload.into(), channel, stderr, reader)?;
+            Ok(None)
+        }
+        ToWorker::Template { template, contract } => {
+            keep(&contract)?;
+            super::zygote::serve::keep_socket(channel);
+            Ok(Some(template))
+        }
+        ToWorker::Cancel => Err(Error::protocol("told to stop before to begin")),
+    }
+}
+
+/// Keeps the promises of the contract.
+fn keep(contract: &Contract) -> Result<()> {
+    process::die_with_parent(contract.parent);
+    process::lead_own_group()?;
+    thread::set_name(&contract.name);
+    if let Some(mask) = contract.umask {
+        process::set_umask(mask);
+    }
+    Ok(())
 }
 
 /// The first steps that every worker process has in common.
@@ -204,9 +224,7 @@ pub(super) fn enter_process(
     stderr: OwnedFd,
     reader: Reader,
 ) -> Result<()> {
-    process::die_with_parent(contract.parent);
-    process::lead_own_group()?;
-    thread::set_name(&contract.name);
+    keep(contract)?;
     let link = ProcessLink { channel, sending: Mutex::new(()), stderr: Mutex::new(Some(stderr)) };
     let payload = Mutex::new(Some(payload));
     install(0, Arc::new(Context { spec, payload, link: Link::Process(link) }))?;
@@ -234,7 +252,9 @@ fn listen(mut reader: Reader) {
                         crate::sys::log::line(format_args!("cannot deliver a cancellation: {error}"));
                     }
                 }
-                Ok(ToWorker::Spec { .. }) => give_up("a second spec"),
+                Ok(ToWorker::Spec { .. } | ToWorker::Template { .. }) => {
+                    give_up("a second order of what to be")
+                }
                 Err(error) => give_up(error),
             },
             Ok(None) => process::exit_now(process::ORPHANED),

@@ -8,6 +8,7 @@ pub mod fork;
 pub mod request;
 pub mod stdio;
 pub mod subint;
+pub mod zygote;
 
 use std::sync::Arc;
 

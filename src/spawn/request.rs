@@ -14,6 +14,8 @@ use crate::interp::subinterp::Gil;
 pub enum Backend {
     /// A subinterpreter on a thread of this process.
     Subint,
+    /// A process forked from the zygote.
+    Forkserver,
     /// A process forked from the clean thread of this one.
     Fork,
     /// A process started afresh.
@@ -25,6 +27,7 @@ impl Backend {
     pub fn name(self) -> &'static str {
         match self {
             Self::Subint => "subint",
+            Self::Forkserver => "forkserver",
             Self::Fork => "fork",
             Self::Exec => "exec",
         }
@@ -101,8 +104,11 @@ pub struct Request {
     pub ladder: Option<Vec<(String, f64)>>,
     /// Whether a target that had to be abandoned once is run in a process from then on.
     pub promote: bool,
-    /// The command that starts a fresh worker, for `exec`.
+    /// The command that starts a fresh process, for `exec` and the zygote.
     pub command: Vec<String>,
+    /// What the zygote is told, should there be none yet.
+    #[serde(default)]
+    pub template: serde_json::Value,
     /// `sys.path` of the worker.
     pub sys_path: Vec<String>,
     /// What `tractor_host._child` needs to know.
@@ -129,8 +135,8 @@ impl Request {
                 "env and cwd belong to a process and all its interpreters share them; use backend=\"fork\" or \"exec\"",
             ));
         }
-        if self.backend == Backend::Exec && self.command.is_empty() {
-            return Err(Error::invalid("backend \"exec\" needs the command that starts a worker"));
+        if matches!(self.backend, Backend::Exec | Backend::Forkserver) && self.command.is_empty() {
+            return Err(Error::invalid("this backend needs the command that starts a fresh process"));
         }
         Ok(())
     }

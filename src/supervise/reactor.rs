@@ -108,7 +108,7 @@ impl Process {
                 continue;
             }
             let sent = match &item.fd {
-                Some(fd) => fd::send_with_fd(channel, rest, fd.as_fd()),
+                Some(fd) => fd::send_with_fds(channel, rest, &[fd.as_fd()]),
                 None => rustix::net::send(channel, rest, rustix::net::SendFlags::NOSIGNAL),
             };
             match sent {

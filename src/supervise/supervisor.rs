@@ -20,15 +20,16 @@ use crate::interp::attach::Token;
 use crate::interp::door::Door;
 use crate::spawn::clean::CleanThread;
 use crate::spawn::fork::{self, Luggage};
-use crate::spawn::request::{Backend, GilPolicy, Request, bytes, seconds};
+use crate::spawn::request::{Backend, GilPolicy, Request, Stdio, bytes, seconds};
 use crate::spawn::stdio::Streams;
+use crate::spawn::zygote::{self, Refusal, Zygote};
 use crate::spawn::{Reports, exec, subint};
 use crate::sys::event::Slot;
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::kick::Kicker;
 use crate::sys::lock::lock;
 use crate::sys::process::{self, Child};
-use crate::sys::{fd, memfile, thread};
+use crate::sys::{fd, log, memfile, procfs, thread};
 use crate::wire::message::{self, Contract, FromWorker, ToWorker};
 
 static SUPERVISOR: ForkLocal<Arc<Supervisor>> = ForkLocal::new();
@@ -47,6 +48,7 @@ pub struct Supervisor {
     pub(super) wake: OwnedFd,
     workers: Mutex<HashMap<u64, Arc<Worker>>>,
     clean: CleanThread,
+    zygote: Zygote,
     reactor: Mutex<Option<JoinHandle<()>>>,
     next_id: AtomicU64,
     closing: AtomicBool,
@@ -88,6 +90,7 @@ impl Supervisor {
                 wake: fd::event_fd()?,
                 workers: Mutex::default(),
                 clean: CleanThread::default(),
+                zygote: Zygote::default(),
                 reactor: Mutex::default(),
                 next_id: AtomicU64::new(1),
                 closing: AtomicBool::new(false),
@@ -230,6 +233,7 @@ impl Supervisor {
         lock(&self.workers).insert(id, Arc::clone(&worker));
         let made = match request.backend {
             Backend::Subint => self.spawn_subint(&worker, request, streams, payload),
+            Backend::Forkserver => self.spawn_forkserver(&worker, &request, streams.as_ref(), &payload),
             Backend::Fork => self.spawn_fork(&worker, request, streams, payload),
             Backend::Exec => self.spawn_exec(&worker, request, streams, payload),
         };
@@ -295,10 +299,10 @@ impl Supervisor {
         let cwd = request.cwd.as_deref().map(|cwd| bytes("cwd", cwd)).transpose()?;
         let (stdout, stderr) = match streams {
             Some(streams) => (Some(streams.stdout), streams.stderr),
-            None => (None, host_stderr()?),
+            None => (None, host_stream(rustix::stdio::stderr())?),
         };
         let luggage = Luggage {
-            contract: Contract { name: format!("th:{}", worker.name), parent: process::id() },
+            contract: contract(worker, None),
             spec: request.spec,
             payload,
             reading: fd::duplicate(&theirs)?,
@@ -322,28 +326,101 @@ impl Supervisor {
         streams: Option<Streams>,
         payload: Arc<Vec<u8>>,
     ) -> Result<()> {
+        let boot = Boot::new(worker, None, &request, streams.as_ref(), &payload)?;
+        let Boot { ours, theirs, log, kept_log, head, stderr } = boot;
+        let child = self.start_process(move || exec::spawn(&request, theirs, streams.as_ref(), log))?;
+        self.watch_fresh(worker, Process::new(child, ours, kept_log), head, stderr, payload);
+        Ok(())
+    }
+
+    fn spawn_forkserver(
+        &self,
+        worker: &Arc<Worker>,
+        request: &Request,
+        streams: Option<&Streams>,
+        payload: &Arc<Vec<u8>>,
+    ) -> Result<()> {
+        let mut again = true;
+        loop {
+            let boot = Boot::new(worker, procfs::umask(), request, streams, payload)?;
+            let stdout = match streams {
+                Some(streams) => fd::duplicate(streams.stdout.as_fd())?,
+                None => host_stream(rustix::stdio::stdout())?,
+            };
+            let cwd = match &request.cwd {
+                Some(cwd) => std::ffi::OsString::from_vec(bytes("cwd", cwd)?),
+                None => ".".into(),
+            };
+            let cwd = fd::directory(cwd.as_ref())?;
+            let Boot { ours, theirs, log, kept_log, head, stderr } = boot;
+            let fds = zygote::Fds { channel: theirs, stdout, boot_log: log, cwd };
+            match self.zygote.fork(&fds, || self.start_zygote(request)) {
+                Ok(child) => {
+                    let process = Process::new(child, ours, kept_log);
+                    self.watch_fresh(worker, process, head, stderr, Arc::clone(payload));
+                    return Ok(());
+                }
+                Err(Refusal::Lost(error)) if again => {
+                    log::line(format_args!("the fork server was lost and is started again: {error}"));
+                    again = false;
+                }
+                Err(Refusal::Lost(error) | Refusal::Fork(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// Starts the zygote anew, so that it preloads what `request` says, and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it does not start; interrupted, when a signal arrived meanwhile.
+    pub fn preload(&self, request: &Request) -> Result<()> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Error::state("tractor_host is shutting down: nothing can be preloaded any more"));
+        }
+        self.zygote.renew(|| self.start_zygote(request))
+    }
+
+    /// The fork server.
+    pub fn zygote(&self) -> &Zygote {
+        &self.zygote
+    }
+
+    fn start_zygote(&self, request: &Request) -> Result<zygote::Started> {
         let (ours, theirs) = fd::channel_pair()?;
-        let boot_log = memfile::create("th-boot")?;
+        let boot_log = memfile::create("th-zygote")?;
         let kept_log = fd::duplicate(&boot_log)?;
-        let contract = Contract { name: format!("th:{}", worker.name), parent: process::id() };
-        let spec = ToWorker::Spec { spec: request.spec.clone(), contract };
-        let head = message::encode(&spec, payload.len())?;
-        let stderr = match &streams {
-            Some(streams) => fd::duplicate(streams.stderr.as_fd())?,
-            None => host_stderr()?,
-        };
-        // The reactor starts it: its thread outlives the child, whose death signal follows that.
+        let contract = Contract { name: zygote::NAME.into(), parent: process::id(), umask: None };
+        let order = ToWorker::Template { template: request.template.clone(), contract };
+        let order = message::encode(&order, 0)?;
+        // It is nobody's worker: it has the environment and the directory of this process, and no output.
+        let mut fresh = request.clone();
+        (fresh.env, fresh.cwd) = (None, None);
+        let streams = Streams::open(&Stdio::Null)?;
+        let child = self.start_process(move || exec::spawn(&fresh, theirs, streams.as_ref(), boot_log))?;
+        zygote::Started::new(child, ours, kept_log, &order)
+    }
+
+    /// Starts a process from the reactor's thread, which outlives it: its death signal follows that.
+    fn start_process(&self, start: impl FnOnce() -> Result<Child> + Send + 'static) -> Result<Child> {
         let reply = Arc::new(Slot::<Result<Child>>::default());
-        let job = Box::new(move || exec::spawn(&request, theirs, streams.as_ref(), boot_log));
-        self.order(Command::Start(job, Arc::clone(&reply)));
-        let child = reply.take(Some(Instant::now() + SPAWN_BOUND)).unwrap_or_else(|| {
+        self.order(Command::Start(Box::new(start), Arc::clone(&reply)));
+        reply.take(Some(Instant::now() + SPAWN_BOUND)).unwrap_or_else(|| {
             Err(Error::timed_out("the supervisor's thread did not start the process in time"))
-        })?;
-        let mut process = Process::new(child, ours, kept_log);
+        })
+    }
+
+    /// Watches a process that is told over its channel what to do.
+    fn watch_fresh(
+        &self,
+        worker: &Arc<Worker>,
+        mut process: Process,
+        head: Vec<u8>,
+        stderr: OwnedFd,
+        payload: Arc<Vec<u8>>,
+    ) {
         process.post_with_fd(head, stderr);
         process.post(payload);
         self.watch(worker, process);
-        Ok(())
     }
 
     fn watch(&self, worker: &Arc<Worker>, process: Process) {
@@ -370,6 +447,7 @@ impl Supervisor {
             // Its panic has been printed; nothing is left to do about it.
             let _ = handle.join();
         }
+        self.zygote.stop();
         self.clean.stop();
         Ok(lock(&self.counts).abandoned_now)
     }
@@ -446,10 +524,44 @@ impl Reports for RunnerReports {
     }
 }
 
-/// A copy of this process's stderr; /dev/null where that is closed.
-fn host_stderr() -> Result<OwnedFd> {
-    fd::duplicate(rustix::stdio::stderr())
-        .or_else(|_| fd::open("/dev/null".as_ref(), rustix::fs::OFlags::WRONLY))
+/// What a process is started with that is told over its channel what to do.
+struct Boot {
+    ours: OwnedFd,
+    theirs: OwnedFd,
+    log: OwnedFd,
+    kept_log: OwnedFd,
+    head: Vec<u8>,
+    stderr: OwnedFd,
+}
+
+impl Boot {
+    fn new(
+        worker: &Worker,
+        umask: Option<u32>,
+        request: &Request,
+        streams: Option<&Streams>,
+        payload: &[u8],
+    ) -> Result<Self> {
+        let (ours, theirs) = fd::channel_pair()?;
+        let log = memfile::create("th-boot")?;
+        let kept_log = fd::duplicate(&log)?;
+        let spec = ToWorker::Spec { spec: request.spec.clone(), contract: contract(worker, umask) };
+        let head = message::encode(&spec, payload.len())?;
+        let stderr = match streams {
+            Some(streams) => fd::duplicate(streams.stderr.as_fd())?,
+            None => host_stream(rustix::stdio::stderr())?,
+        };
+        Ok(Self { ours, theirs, log, kept_log, head, stderr })
+    }
+}
+
+fn contract(worker: &Worker, umask: Option<u32>) -> Contract {
+    Contract { name: format!("th:{}", worker.name), parent: process::id(), umask }
+}
+
+/// A copy of this process's stdout or stderr; /dev/null where that is closed.
+fn host_stream(stream: impl AsFd) -> Result<OwnedFd> {
+    fd::duplicate(stream).or_else(|_| fd::open("/dev/null".as_ref(), rustix::fs::OFlags::WRONLY))
 }
 
 /// The last part of a target's name, which a thread's name has room for.

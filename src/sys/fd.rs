@@ -29,6 +29,15 @@ pub fn open(path: &std::path::Path, flags: OFlags) -> Result<OwnedFd> {
         .map_err(|errno| Error::os(format_args!("open `{}`", path.display()), errno))
 }
 
+/// A directory, to change to.
+///
+/// # Errors
+/// The operating system's, with the path in the message: there is none, or it is none.
+pub fn directory(path: &std::path::Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Error::os(format_args!("start in `{}`", path.display()), errno))
+}
+
 /// A copy of `fd` under a number of at least 3, closed at exec.
 ///
 /// # Errors
@@ -143,27 +152,32 @@ pub fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Sends `bytes` with a descriptor beside the first of them; returns how many bytes went.
+/// The most descriptors that go beside one message.
+pub const MOST_FDS: usize = 4;
+
+/// Sends `bytes` with descriptors (at most [`MOST_FDS`]) beside the first of them; returns how many
+/// bytes went.
 ///
 /// # Errors
 /// The operating system's; EAGAIN when the socket is full.
-pub fn send_with_fd(socket: impl AsFd, bytes: &[u8], fd: BorrowedFd<'_>) -> rustix::io::Result<usize> {
+pub fn send_with_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> rustix::io::Result<usize> {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-    let fds = [fd];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    ancillary.push(SendAncillaryMessage::ScmRights(&fds));
+    if !fds.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Errno::TOOBIG);
+    }
     sendmsg(socket, &[std::io::IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)
 }
 
-/// Receives some bytes and the descriptor that came beside them, if one did.
+/// Receives some bytes and the descriptors that came beside them.
 ///
 /// # Errors
 /// The operating system's; `UnexpectedEof` at the end of the stream.
-pub fn receive_with_fd(socket: impl AsFd) -> std::io::Result<(Vec<u8>, Option<OwnedFd>)> {
+pub fn receive_with_fds(socket: impl AsFd) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     let mut bytes = vec![0; 1 << 16];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
@@ -176,13 +190,10 @@ pub fn receive_with_fd(socket: impl AsFd) -> std::io::Result<(Vec<u8>, Option<Ow
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     }
     bytes.truncate(received.bytes);
-    let mut found = None;
+    let mut found = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
-            for fd in fds {
-                // One is expected; a further one would be closed here, not leaked.
-                found.get_or_insert(fd);
-            }
+            found.extend(fds);
         }
     }
     Ok((bytes, found))

@@ -1,6 +1,7 @@
 //! Processes by pidfd, so that a reused pid is never hit; and what a new process does to itself.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
@@ -48,6 +49,27 @@ impl Child {
                     let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
                 }
                 Err(Error::os(format_args!("open a pidfd of process {pid}"), errno))
+            }
+        }
+    }
+
+    /// A child of this process that another one made, which sent its pidfd along.
+    ///
+    /// # Errors
+    /// When `pid` is none.
+    pub fn from_parts(pid: i32, pidfd: OwnedFd) -> Result<Self> {
+        let pid = Pid::from_raw(pid).ok_or_else(|| Error::invalid("0 is no process id"))?;
+        Ok(Self { pid, pidfd })
+    }
+
+    /// Waits until the process has ended; whether it has by the deadline. It is not reaped.
+    pub fn wait_until(&self, deadline: Instant) -> bool {
+        loop {
+            let left = super::thread::timespec(deadline.saturating_duration_since(Instant::now()));
+            let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+            match rustix::event::poll(&mut ended, Some(&left)) {
+                Err(Errno::INTR) => {}
+                outcome => return outcome == Ok(1),
             }
         }
     }
@@ -148,10 +170,8 @@ impl Orphans {
     /// by then stays.
     pub fn reap(self, deadline: Instant) {
         for child in self.0 {
-            let left = super::thread::timespec(deadline.saturating_duration_since(Instant::now()));
-            let mut ended = [PollFd::new(&child.pidfd, PollFlags::IN)];
-            // An error or a time-out: it is looked at once more below, and that is all there is to do.
-            let _ = rustix::event::poll(&mut ended, Some(&left));
+            // If it has not ended, it is looked at once more below, and that is all there is to do.
+            let _ = child.wait_until(deadline);
             // Failing: whoever started it has waited for it after all.
             let _ = child.try_wait();
         }
@@ -189,10 +209,80 @@ pub fn lead_own_group() -> Result<()> {
     rustix::process::setpgid(None, None).map_err(|errno| Error::os("make a process group", errno))
 }
 
+/// The resource limits of this process: number, soft and hard, for all that this kernel knows.
+pub fn limits() -> Vec<(u32, u64, u64)> {
+    let mut found = Vec::new();
+    for number in 0..32 {
+        let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the kernel writes one rlimit64, or refuses a number that it does not know.
+        if unsafe { libc::prlimit64(0, number, std::ptr::null(), &raw mut limit) } != 0 {
+            break;
+        }
+        found.push((number, limit.rlim_cur, limit.rlim_max));
+    }
+    found
+}
+
+/// The nice value of this process.
+pub fn nice() -> i32 {
+    rustix::process::getpriority_process(None).unwrap_or(0)
+}
+
+/// The real and effective user and group of this process.
+pub fn user() -> [u32; 4] {
+    use rustix::process::{getegid, geteuid, getgid, getuid};
+    [getuid().as_raw(), geteuid().as_raw(), getgid().as_raw(), getegid().as_raw()]
+}
+
+/// Sets the file mode creation mask of this process.
+pub fn set_umask(mask: u32) {
+    rustix::process::umask(rustix::fs::Mode::from_bits_truncate(mask));
+}
+
+impl Child {
+    /// Gives the child other resource limits.
+    ///
+    /// # Errors
+    /// EPERM, for limits that this process may not set.
+    pub fn set_limits(&self, limits: &[(u32, u64, u64)]) -> Result<()> {
+        for &(number, soft, hard) in limits {
+            let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+            // SAFETY: the kernel reads one rlimit64.
+            if unsafe { libc::prlimit64(self.pid(), number, &raw const limit, std::ptr::null_mut()) } != 0 {
+                let error = std::io::Error::last_os_error();
+                return Err(Error::os(format_args!("set resource limit {number}"), error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the child another nice value.
+    ///
+    /// # Errors
+    /// EACCES, for one that this process may not set.
+    pub fn set_nice(&self, nice: i32) -> Result<()> {
+        rustix::process::setpriority_process(Some(self.pid), nice)
+            .map_err(|errno| Error::os("set the nice value", errno))
+    }
+}
+
 /// Ends this process at once: no handler, no buffer, no destructor runs.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit never returns and touches no memory of ours.
     unsafe { libc::_exit(code) }
+}
+
+/// Has `handler` called in every child that this process forks from now on, before fork(2) returns
+/// there. It cannot be taken back.
+///
+/// # Errors
+/// ENOMEM.
+pub fn at_fork_in_child(handler: extern "C" fn()) -> std::io::Result<()> {
+    // SAFETY: `handler` is a function of this library, which is never unloaded.
+    match unsafe { libc::pthread_atfork(None, None, Some(handler)) } {
+        0 => Ok(()),
+        code => Err(std::io::Error::from_raw_os_error(code)),
+    }
 }
 
 /// fork(2), with glibc's own fork handlers (they make malloc usable in the child). Returns 0 in the
@@ -209,5 +299,129 @@ pub unsafe fn fork() -> std::io::Result<i32> {
     match unsafe { libc::fork() } {
         -1 => Err(std::io::Error::last_os_error()),
         pid => Ok(pid),
+    }
+}
+
+/// What a fork made: nothing new to know for the child, the child's pid and pidfd for who forked.
+pub type Sibling = Option<(i32, OwnedFd)>;
+
+/// Forks a child of this process's *parent*: that one reaps it, and its death signal follows that one.
+///
+/// It is glibc's fork in all that matters to a process with one thread: the thread's cached id and its
+/// list of robust locks are put right. Handlers of `pthread_atfork` are not run.
+///
+/// # Errors
+/// EAGAIN at the process limit, ENOMEM, EMFILE; ENOSYS where glibc's cache of the id is not found.
+///
+/// # Safety
+/// This process has no other thread than the calling one.
+pub unsafe fn fork_as_sibling() -> std::io::Result<Sibling> {
+    static CACHE: OnceLock<Option<usize>> = OnceLock::new();
+    let Some(cached_id) = *CACHE.get_or_init(find_cached_id) else {
+        return Err(std::io::Error::from_raw_os_error(libc::ENOSYS));
+    };
+    let (mut robust_list, mut robust_size) = (std::ptr::null_mut::<libc::c_void>(), 0usize);
+    let mut cleared_id: *mut libc::pid_t = std::ptr::null_mut();
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: the first two calls write to the places that they are given. The last one copies the whole
+    // process; without CLONE_VM the null stack means a copy of this one, so that both sides return here.
+    // The kernel writes the child's id to `cached_id` in the child alone, where glibc keeps it, and the
+    // pidfd to `pidfd` in this process alone.
+    let pid = unsafe {
+        libc::syscall(libc::SYS_get_robust_list, 0, &raw mut robust_list, &raw mut robust_size);
+        libc::prctl(libc::PR_GET_TID_ADDRESS, &raw mut cleared_id);
+        clone_sibling(cached_id as *mut libc::pid_t, &raw mut pidfd)
+    };
+    match pid {
+        -1 => Err(std::io::Error::last_os_error()),
+        0 => {
+            // SAFETY: what this thread had registered with the kernel, and a fork drops.
+            unsafe {
+                libc::syscall(libc::SYS_set_robust_list, robust_list, robust_size);
+                if !cleared_id.is_null() {
+                    libc::syscall(libc::SYS_set_tid_address, cleared_id);
+                }
+            }
+            Ok(None)
+        }
+        pid => {
+            // SAFETY: the kernel has just made it, and nobody else knows of it.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Some((i32::try_from(pid).unwrap_or(0), pidfd)))
+        }
+    }
+}
+
+/// Where glibc keeps the kernel's id of the calling thread, which is the only one of its process: behind
+/// that, `pthread_kill` and its like find the thread. A place in the thread's descriptor that holds the id
+/// and that a public function's answer depends on.
+fn find_cached_id() -> Option<usize> {
+    /// Every version of glibc has it within that many bytes, and a larger descriptor.
+    const WITHIN: usize = 1024;
+    // SAFETY: no preconditions.
+    let (own, id) = unsafe { (libc::pthread_self(), libc::gettid()) };
+    let answer = || {
+        let mut clock: libc::clockid_t = 0;
+        // SAFETY: the thread is this one; the call writes to `clock`.
+        (unsafe { libc::pthread_getcpuclockid(own, &raw mut clock) } == 0).then_some(clock)
+    };
+    let truth = answer()?;
+    (own as usize..own as usize + WITHIN).step_by(size_of::<libc::pid_t>()).find(|&address| {
+        let place = address as *mut libc::pid_t;
+        // SAFETY: inside this thread's descriptor, which nobody but this thread uses meanwhile: it is the
+        // only one, and calls nothing else. What is there is put back.
+        unsafe {
+            if place.read_volatile() != id {
+                return false;
+            }
+            place.write_volatile(id ^ 1);
+            let depends = answer() != Some(truth);
+            place.write_volatile(id);
+            depends
+        }
+    })
+}
+
+/// The call itself: clone3, or clone where a filter refuses that.
+///
+/// # Safety
+/// As [`fork_as_sibling`]; both pointers are valid.
+unsafe fn clone_sibling(cached_id: *mut libc::pid_t, pidfd: *mut libc::c_int) -> libc::c_long {
+    /// The first version of the kernel's `struct clone_args`.
+    #[repr(C)]
+    #[derive(Default)]
+    struct CloneArgs {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+    }
+    let flags =
+        libc::CLONE_PARENT | libc::CLONE_PIDFD | libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID;
+    let arguments = CloneArgs {
+        // No exit signal: with CLONE_PARENT the child takes over this process's.
+        flags: u64::from(flags.cast_unsigned()),
+        pidfd: pidfd as u64,
+        child_tid: cached_id as u64,
+        ..CloneArgs::default()
+    };
+    // SAFETY: forwarded to the caller.
+    unsafe {
+        let pid = libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<CloneArgs>());
+        let refused = matches!(*libc::__errno_location(), libc::ENOSYS | libc::EPERM);
+        if pid != -1 || !refused {
+            return pid;
+        }
+        let null = std::ptr::null_mut::<libc::c_void>();
+        if cfg!(target_arch = "x86_64") {
+            libc::syscall(libc::SYS_clone, libc::c_long::from(flags), null, pidfd, cached_id, null)
+        } else {
+            // The order of arguments everywhere else that matters (CONFIG_CLONE_BACKWARDS).
+            libc::syscall(libc::SYS_clone, libc::c_long::from(flags), null, pidfd, null, cached_id)
+        }
     }
 }

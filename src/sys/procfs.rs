@@ -72,6 +72,19 @@ pub fn resident_bytes() -> Result<u64> {
     Ok(pages * rustix::param::page_size() as u64)
 }
 
+/// The name of a process; `None` when there is none by that number.
+pub fn name_of(pid: i32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.trim_end().to_owned())
+}
+
+/// The file mode creation mask of this process. The call that would tell changes it too.
+pub fn umask() -> Option<u32> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").ok()?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("Umask:"))?;
+    u32::from_str_radix(mask.trim(), 8).ok()
+}
+
 fn numbers(path: &str) -> Result<Vec<i32>> {
     let entries = std::fs::read_dir(path).map_err(|error| Error::os(format_args!("read `{path}`"), error))?;
     let mut found = Vec::new();

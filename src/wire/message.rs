@@ -17,8 +17,59 @@ pub enum ToWorker {
         /// The rest of the process's contract, for its first steps in Rust.
         contract: Contract,
     },
+    /// Be a zygote; the first and last message.
+    Template {
+        /// Read by `tractor_host._zygote` alone.
+        template: serde_json::Value,
+        /// As for a worker.
+        contract: Contract,
+    },
     /// Please stop.
     Cancel,
+}
+
+/// What the host says to its zygote.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToZygote {
+    /// Fork a worker. Beside it come its channel, stdout, stderr during the boot and working directory.
+    Fork,
+}
+
+/// What a zygote says to its host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromZygote {
+    /// It has imported what it was to.
+    Ready {
+        /// But for these.
+        failures: Vec<PreloadFailure>,
+    },
+    /// There is a worker. Beside it comes its pidfd.
+    Forked {
+        /// Its pid.
+        pid: i32,
+    },
+    /// The operating system refused.
+    Failed {
+        /// Its reason.
+        errno: i32,
+    },
+    /// It cannot fork.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A module that could not be preloaded.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreloadFailure {
+    /// Its name.
+    pub module: String,
+    /// The traceback of the failure.
+    pub traceback: String,
 }
 
 /// What a worker process does to itself before it runs anything.
@@ -29,6 +80,8 @@ pub struct Contract {
     pub name: String,
     /// The supervisor's pid, to notice that it was gone before the death signal was armed.
     pub parent: i32,
+    /// The file mode creation mask, where that is not inherited.
+    pub umask: Option<u32>,
 }
 
 /// What a worker says to its supervisor.

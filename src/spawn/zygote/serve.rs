@@ -1,0 +1,101 @@
+//! The zygote's side: it waits for orders and forks.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::sync::Mutex;
+
+use crate::error::{Error, Result};
+use crate::interp::attach::Token;
+use crate::interp::fork::fork_sibling;
+use crate::spawn::fork::BOOT_FAILED;
+use crate::sys::lock::lock;
+use crate::sys::{fd, log, process, signal};
+use crate::wire::frame::{Decoder, Frame};
+use crate::wire::message::{self, FromZygote, PreloadFailure, ToZygote};
+
+/// The zygote's end of its socket, from its first steps until it serves.
+static SOCKET: Mutex<Option<OwnedFd>> = Mutex::new(None);
+
+/// Keeps the socket for [`serve`].
+pub fn keep_socket(socket: OwnedFd) {
+    *lock(&SOCKET) = Some(socket);
+}
+
+/// Says what could not be preloaded, then forks on order, for as long as the host is there. It returns
+/// in children only, which are as freshly started ones from then on: their channel is fd 0.
+///
+/// # Errors
+/// When this process is no zygote, or has no /dev/null to put in the place of what children must not have.
+pub fn serve(token: Token<'_>, failures: Vec<PreloadFailure>) -> Result<()> {
+    let socket = lock(&SOCKET).take().ok_or_else(|| Error::state("this process is no fork server"))?;
+    // Its end is that of the socket; a child unblocks what it needs.
+    signal::block_all();
+    let tomb = fd::tomb()?;
+    let mut decoder = Decoder::new();
+    say(&socket, &FromZygote::Ready { failures }, None)?;
+    loop {
+        let Some((frame, fds)) = next(&socket, &mut decoder)? else { process::exit_now(0) };
+        let ToZygote::Fork = message::decode(&frame, "an order to fork")?;
+        let (reply, pidfd) = match fork_sibling(token) {
+            Ok(None) => {
+                drop(socket);
+                become_worker(fds, tomb);
+                return Ok(());
+            }
+            Ok(Some((pid, pidfd))) => (FromZygote::Forked { pid }, Some(pidfd)),
+            Err(error) => match error.raw_os_error() {
+                Some(errno) => (FromZygote::Failed { errno }, None),
+                None => (FromZygote::Refused { reason: error.to_string() }, None),
+            },
+        };
+        say(&socket, &reply, pidfd.as_ref())?;
+    }
+}
+
+/// In the child: only what it was given is left open, where a fresh process would have it.
+fn become_worker(fds: Vec<OwnedFd>, tomb: OwnedFd) {
+    let outcome = (|| {
+        let [channel, stdout, boot_log, cwd] = fds.as_slice() else {
+            return Err(Error::protocol(format!("{} descriptors came with an order to fork", fds.len())));
+        };
+        fd::place(boot_log.as_fd(), 2)?;
+        rustix::process::fchdir(cwd).map_err(|errno| Error::os("change to the working directory", errno))?;
+        fd::place(stdout.as_fd(), 1)?;
+        fd::place(channel.as_fd(), 0)?;
+        // What modules that were preloaded hold open.
+        let keep: Vec<RawFd> = fds.iter().chain([&tomb]).map(AsRawFd::as_raw_fd).collect();
+        fd::neutralise_inherited(tomb.as_fd(), &keep)
+    })();
+    if let Err(error) = outcome {
+        log::line(format_args!("worker {} failed before it could say so: {error}", process::id()));
+        process::exit_now(BOOT_FAILED);
+    }
+}
+
+fn say(socket: &OwnedFd, message: &FromZygote, pidfd: Option<&OwnedFd>) -> Result<()> {
+    let bytes = message::encode(message, 0)?;
+    let fds: Vec<_> = pidfd.into_iter().map(AsFd::as_fd).collect();
+    let sent = match fd::send_with_fds(socket, &bytes, &fds) {
+        Ok(count) => fd::write_all(socket, &bytes[count..]),
+        Err(errno) => Err(errno.into()),
+    };
+    sent.map_err(|error| Error::os("answer the host", error))
+}
+
+/// The next order and what came beside it; `None` when the host is gone.
+fn next(socket: &OwnedFd, decoder: &mut Decoder) -> Result<Option<(Frame, Vec<OwnedFd>)>> {
+    let mut fds = Vec::new();
+    loop {
+        if let Some(frame) = decoder.next_frame()? {
+            return Ok(Some((frame, fds)));
+        }
+        match fd::receive_with_fds(socket) {
+            Ok((bytes, more)) => {
+                decoder.push(&bytes);
+                fds.extend(more);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
+            Err(error) => return Err(Error::os("read an order", error)),
+        }
+    }
+}
