@@ -269,7 +269,8 @@ if __name__ == "__main__":
     with contextlib.ExitStack() as stack:
         for shape in ("sleep", "spin"):
             for gil in ("shared", "own"):
-                worker = th.spawn("tractor_host.testing:stuck", shape, backend="subint", gil=gil, stdio="pipe")
+                worker = th.spawn("tractor_host.testing:stuck", shape, backend="subint", gil=gil, stdio="pipe",
+                                  cancel_timeout=0.2)
                 testing.wait_ready(stack.enter_context(worker))
         globals()[sys.argv[1]]()
         sys.stdout.flush()
