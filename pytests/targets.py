@@ -709,6 +709,65 @@ def grandchildren(swallow: bool) -> None:
     time.sleep(FOR_EVER)
 
 
+#: A child in a session of its own, a grandchild in another one whose parent has ended, all of them deaf.
+_DAEMONS = """
+import os, signal, time
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+os.setsid()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.setpgid(0, 0)
+        os.write(1, b"child %d\\n" % os.getpid())
+        time.sleep(1000)
+    os._exit(0)
+os.wait()
+os.write(1, b"child %d\\n" % os.getpid())
+time.sleep(1000)
+"""
+
+
+def daemons(then: str) -> None:
+    """Starts processes that leave its session and its group, and then does as it is told."""
+    import subprocess
+
+    process = subprocess.Popen([sys.executable, "-S", "-c", _DAEMONS])
+    say("started")
+    while then == "return" and not _has_said("child", 2):
+        time.sleep(0.001)
+    if then == "return":
+        process.returncode = 0  # it is meant to be left
+        return
+    if then == "swallow":
+        spin_and_swallow()
+    if then == "ignore":
+        ignore_signals()
+    time.sleep(FOR_EVER)
+
+
+def _has_said(word: str, times: int) -> bool:
+    """Whether that is in what this process and those it started have written."""
+    with open("/proc/self/fd/1", "rb") as written:
+        return written.read().count(word.encode()) >= times
+
+
+def grow(count: int, then: str) -> None:
+    """Has ever more children, each in a session of its own and with a child in another one."""
+    say()
+    for _ in range(count):
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.setsid()
+            time.sleep(FOR_EVER)
+            os._exit(0)
+        time.sleep(0.002)
+    if then == "ignore":
+        ignore_signals()
+    time.sleep(FOR_EVER)
+
+
 def close_all_fds(stay: bool) -> None:
     say()
     os.closerange(0, 1 << 16)

@@ -663,6 +663,51 @@ def test_what_a_worker_that_returned_left_in_its_process_group_dies_with_it(proc
     assert pid_is_gone(worker.result(timeout=PATIENCE))
 
 
+@pytest.mark.parametrize(
+    ("then", "rung"), [("return", None), ("sleep", "cancel"), ("swallow", "sigterm"), ("ignore", "sigkill")]
+)
+def test_no_descendant_outlives_its_worker_wherever_it_went(
+    process_backend: str, then: str, rung: str | None
+) -> None:
+    """Its session, its group and its parent are its own, and it is deaf."""
+    limits = budgets(rung) if rung is not None else {}
+    worker = th.spawn(targets.daemons, then, backend=process_backend, stdio="pipe", **limits)
+    until(lambda: len(children_of(worker)) == 2, "the daemons")
+    if rung is None:
+        assert worker.wait(timeout=PATIENCE).kind == "returned"
+    else:
+        assert killed(worker).rung == rung
+    assert all(pid_is_gone(pid, timeout=1.0) for pid in children_of(worker))
+
+
+@pytest.mark.parametrize("rung", ["cancel", "sigterm", "sigkill"])
+def test_a_tree_that_grows_while_it_is_killed_ends(process_backend: str, rung: str) -> None:
+    name = f"grow{rung}{os.getpid()}"[:12]
+    ladder = {"cancel": 5.0, "sigkill": 5.0} if rung == "cancel" else {rung: 5.0, "sigkill": 1.0}
+    if rung == "sigkill":
+        ladder = {"sigkill": 5.0}
+    worker = th.spawn(
+        targets.grow, 200, "sleep", backend=process_backend, stdio="pipe", name=name, ladder=ladder
+    )
+    ready(worker)
+    until(lambda: len(named(f"th:{name}")) > 20, "some of them")
+    assert worker.kill().rung == rung
+    until(lambda: not named(f"th:{name}"), "the end of all of them", timeout=1.0)
+
+
+def named(name: str) -> list[int]:
+    """The processes of that name that have not ended; forks have their parent's."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text()
+        except OSError:  # it ended just now
+            continue
+        if stat[stat.index("(") + 1 : stat.rindex(")")] == name and ") Z" not in stat:
+            found.append(int(folder.name))
+    return found
+
+
 def test_a_process_that_was_stopped_from_outside_is_ended_and_cleans_up(process_backend: str) -> None:
     worker = th.spawn(
         targets.sleep_then_clean_up, backend=process_backend, stdio="pipe", **budgets("interrupt")

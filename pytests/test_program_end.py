@@ -3,6 +3,7 @@ between, and ends that run no Python any more."""
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -97,6 +98,60 @@ def test_workers_do_not_outlive_a_program_that_ends_without_a_word(
     assert ended.returncode == code
     assert len(pids(ended.stdout)) == 4
     assert all(pid_is_gone(pid, timeout=1.0) for pid in pids(ended.stdout))
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "os._exit", "return", "abort"])
+def test_no_daemon_of_a_worker_outlives_the_program(
+    how: str, process_backend: str, program: Callable[..., Program]
+) -> None:
+    """However far from its worker it went: its session, its group and its parent are its own."""
+    process = program(
+        """
+        import os, signal, sys
+        import helpers, targets, tractor_host as th
+        how, backend = sys.argv[1:]
+        workers = [
+            th.spawn(targets.daemons, then, backend=backend, stdio="pipe", cancel_timeout=0.2, kill_timeout=1)
+            for then in ("sleep", "swallow", "ignore")
+        ]
+        for worker in workers:
+            helpers.until(lambda: len(helpers.children_of(worker)) == 2)
+            print(worker.pid, *helpers.children_of(worker), flush=True)
+        match how:
+            case "SIGKILL": os.kill(os.getpid(), signal.SIGKILL)
+            case "os._exit": os._exit(0)
+            case "abort": os.abort()
+        """
+    ).start(how, process_backend, env=importable())
+    with process:
+        out, _ = process.communicate(timeout=30)
+    assert len(pids(out)) == 9
+    assert all(pid_is_gone(pid, timeout=1.0) for pid in pids(out))
+
+
+def test_workers_do_not_outlive_a_program_whose_channels_somebody_else_holds(
+    process_backend: str, program: Callable[..., Program]
+) -> None:
+    """A fork of the host has copies of the host's ends: no worker sees an end of file."""
+    process = program(
+        """
+        import os, signal, sys, time
+        import helpers, targets, tractor_host as th
+        worker = helpers.ready(th.spawn(targets.spin_and_swallow, backend=sys.argv[1], stdio="pipe"))
+        if (copy := os.fork()) == 0:
+            time.sleep(60)
+            os._exit(0)
+        print(worker.pid, copy, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    ).start(process_backend, env=importable())
+    with process:
+        assert process.stdout is not None
+        worker, copy = pids(process.stdout.readline())
+        try:
+            assert pid_is_gone(worker, timeout=1.0)
+        finally:
+            os.kill(copy, signal.SIGKILL)
 
 
 def test_workers_do_not_outlive_a_program_that_becomes_another(program: Callable[..., Program]) -> None:

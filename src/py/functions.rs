@@ -15,7 +15,6 @@ use crate::spawn::context;
 use crate::spawn::request::{Backend, Request, seconds};
 use crate::spawn::zygote::serve::serve;
 use crate::supervise::{Rung, Supervisor};
-use crate::sys::process;
 use crate::wire::message::{FromWorker, PreloadFailure};
 
 /// Declares a function of the module: its Rust type, its Python signature, its docstring.
@@ -235,10 +234,10 @@ native!(
     }
 );
 native!(ChildLeave, "child_leave", ("code"), waits: false,
-"End this process, a worker, at once with an exit code.",
+"End this process, a worker, and all that it started, at once with an exit code.",
 |_, args| {
     let code = json(args, 0)?.as_i64().and_then(|code| i32::try_from(code).ok()).unwrap_or(1);
-    process::exit_now(code)
+    context::leave_process(code)
 });
 native!(IsMainInterpreter, "is_main_interpreter", (), waits: false,
     "Whether this is the process's main interpreter.",

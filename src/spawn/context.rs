@@ -6,13 +6,16 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
 
 use super::Reports;
 use crate::error::{Error, Result};
 use crate::interp::door::Door;
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
-use crate::sys::{fd, process, thread};
+use crate::sys::{fd, process, thread, tree};
 use crate::wire::frame::{Decoder, Frame};
 use crate::wire::message::{self, Contract, FromWorker, ToWorker};
 
@@ -225,24 +228,27 @@ pub(super) fn enter_process(
     reader: Reader,
 ) -> Result<()> {
     keep(contract)?;
+    process::be_subreaper()?;
+    let Some(parent) = process::parent_fd(contract.parent) else { process::exit_now(process::ORPHANED) };
     let link = ProcessLink { channel, sending: Mutex::new(()), stderr: Mutex::new(Some(stderr)) };
     let payload = Mutex::new(Some(payload));
     install(0, Arc::new(Context { spec, payload, link: Link::Process(link) }))?;
-    thread::spawn_deaf("th-channel", move || listen(reader))
+    let door = Arc::new(Door::to_main());
+    thread::spawn_deaf("th-channel", move || listen(reader.watching(parent), &door))
         .map_err(|error| Error::os("start the thread that reads the channel", error))?;
+    process::go_on_without_parent();
     Ok(())
 }
 
 /// Reads what the supervisor says, until it is gone; then the process leaves.
-fn listen(mut reader: Reader) {
-    let door = Arc::new(Door::to_main());
+fn listen(mut reader: Reader, door: &Arc<Door>) {
     loop {
         match reader.next() {
             Ok(Some(frame)) => match message::decode(&frame, "a message to a worker") {
                 Ok(ToWorker::Cancel) => {
                     // On a thread of its own: it waits for the GIL, and this one must go on seeing
                     // the end of the channel.
-                    let door = Arc::clone(&door);
+                    let door = Arc::clone(door);
                     let cancel = move || {
                         if let Err(error) = door.cancel() {
                             crate::sys::log::line(format_args!("a cancellation failed: {error}"));
@@ -257,7 +263,7 @@ fn listen(mut reader: Reader) {
                 }
                 Err(error) => give_up(error),
             },
-            Ok(None) => process::exit_now(process::ORPHANED),
+            Ok(None) => leave_process(process::ORPHANED),
             Err(error) => give_up(error),
         }
     }
@@ -265,26 +271,59 @@ fn listen(mut reader: Reader) {
 
 fn give_up(reason: impl std::fmt::Display) -> ! {
     crate::sys::log::line(format_args!("worker {} leaves: {reason}", process::id()));
-    process::exit_now(process::ORPHANED)
+    leave_process(process::ORPHANED)
 }
+
+/// Ends this process, a worker, and everything below it.
+pub fn leave_process(code: i32) -> ! {
+    tree::end_own(Instant::now() + TREE_ENDS);
+    process::exit_now(code)
+}
+
+/// How long a worker that leaves waits for the end of what is below it, which is killed.
+const TREE_ENDS: Duration = Duration::from_millis(500);
 
 /// The worker's end of the channel, for reading.
 pub(super) struct Reader {
     channel: OwnedFd,
     decoder: Decoder,
+    /// The end of the supervisor is that of the channel, also where somebody has a copy of its end.
+    parent: Option<OwnedFd>,
 }
 
 impl Reader {
     pub(super) fn new(channel: OwnedFd) -> Self {
-        Self { channel, decoder: Decoder::new() }
+        Self { channel, decoder: Decoder::new(), parent: None }
+    }
+
+    fn watching(self, parent: OwnedFd) -> Self {
+        Self { parent: Some(parent), ..self }
+    }
+
+    /// Waits until there is something to read. Whether that can be more than the end.
+    fn wait(&self) -> Result<bool> {
+        let Some(parent) = &self.parent else { return Ok(true) };
+        let mut ready = [PollFd::new(&self.channel, PollFlags::IN), PollFd::new(parent, PollFlags::IN)];
+        loop {
+            match rustix::event::poll(&mut ready, None) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(Error::os("wait for the supervisor", errno)),
+                // What it said before its end is still read.
+                Ok(_) => return Ok(!ready[0].revents().is_empty()),
+            }
+        }
     }
 
     /// The next frame; `None` at the end of the channel.
     fn next(&mut self) -> Result<Option<Frame>> {
-        let mut chunk = vec![0; 1 << 16];
+        // On the stack: a worker's thread that has heard nothing yet needs no heap of its own.
+        let mut chunk = [0; 1 << 14];
         loop {
             if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(Some(frame));
+            }
+            if !self.wait()? {
+                return Ok(None);
             }
             match rustix::io::read(&self.channel, &mut chunk) {
                 Ok(0) => return Ok(None),

@@ -23,6 +23,7 @@ use crate::sys::event::{Event, Slot};
 use crate::sys::kick::{self, Kicker};
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Status};
+use crate::sys::tree::Tree;
 use crate::sys::{fd, log, memfile, thread};
 use crate::wire::frame::Decoder;
 use crate::wire::message::{self, FromWorker, ToWorker};
@@ -69,6 +70,8 @@ pub(super) struct Process {
     decoder: Decoder,
     outbox: VecDeque<Outgoing>,
     boot_log: OwnedFd,
+    /// What was found below it when it was told to end in a way that it can't hear.
+    tree: Tree,
 }
 
 struct Outgoing {
@@ -80,7 +83,14 @@ struct Outgoing {
 
 impl Process {
     pub(super) fn new(child: Child, channel: OwnedFd, boot_log: OwnedFd) -> Self {
-        Self { child, channel: Some(channel), decoder: Decoder::new(), outbox: VecDeque::new(), boot_log }
+        Self {
+            child,
+            channel: Some(channel),
+            decoder: Decoder::new(),
+            outbox: VecDeque::new(),
+            boot_log,
+            tree: Tree::default(),
+        }
     }
 
     pub(super) fn pid(&self) -> i32 {
@@ -93,6 +103,41 @@ impl Process {
 
     pub(super) fn post_with_fd(&mut self, bytes: Vec<u8>, fd: OwnedFd) {
         self.outbox.push_back(Outgoing { bytes: Arc::new(bytes), sent: 0, fd: Some(fd) });
+    }
+
+    /// Sends a signal, and lets a stopped process act on it. Where that can end it on the spot, all that is
+    /// below it is remembered, or ended, before: it can't be found any more afterwards. Whether that was
+    /// stopped, and is to go on if the process does not end.
+    fn end(&mut self, number: Signal) -> bool {
+        let deadline = Instant::now() + TREE_BOUND;
+        match number {
+            Signal::KILL => {
+                self.signal(Signal::STOP);
+                self.tree.gather(self.child.pid(), deadline);
+                self.tree.kill();
+                self.child.kill_group();
+                self.signal(Signal::KILL);
+                false
+            }
+            Signal::TERM => {
+                self.signal(Signal::STOP);
+                self.tree.gather(self.child.pid(), deadline);
+                self.signal(number);
+                self.signal(Signal::CONT);
+                !self.tree.is_empty()
+            }
+            _ => {
+                self.signal(number);
+                self.signal(Signal::CONT);
+                false
+            }
+        }
+    }
+
+    fn signal(&self, number: Signal) {
+        if let Err(error) = self.child.signal(number) {
+            log::line(format_args!("{error}"));
+        }
     }
 
     /// Writes what the channel takes. Whether something is left for later.
@@ -155,6 +200,8 @@ enum Alarm {
     Rung,
     /// The channel was closed some time ago.
     Silent,
+    /// What is below it was stopped, and may go on.
+    Thaw,
 }
 
 /// How long a process may live on after its channel was closed: it flushes its files, say.
@@ -476,14 +523,13 @@ impl Reactor {
         entry.seen.rung = Some((climb.rung(), reason));
         self.alarms.insert((climb.until, id, Alarm::Rung));
         let rung = climb.rung();
-        match &entry.link {
+        match &mut entry.link {
             _ if rung == Rung::Cancel => self.ask_to_stop(id),
             Link::Process(process) => {
-                if let Some(number) = rung.signal() {
-                    if number == Signal::KILL {
-                        process.child.kill_group();
-                    }
-                    signal(process, number);
+                if let Some(number) = rung.signal()
+                    && process.end(number)
+                {
+                    self.alarms.insert((Instant::now() + THAW, id, Alarm::Thaw));
                 }
             }
             Link::Subint(door) => {
@@ -532,9 +578,10 @@ impl Reactor {
     /// A worker's process is gone.
     fn process_ended(&mut self, id: u64) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let Link::Process(process) = &entry.link else { return };
+        let Link::Process(process) = &mut entry.link else { return };
         // What it started and left behind goes with it; until it is reaped its group's id is its own.
         process.child.kill_group();
+        process.tree.kill_with_kin(Instant::now() + TREE_BOUND);
         match process.child.try_wait() {
             Ok(Some(status)) => entry.seen.status = Some(status),
             Ok(None) => return,
@@ -631,7 +678,7 @@ impl Reactor {
                 return;
             }
             self.alarms.pop_first();
-            let Some(entry) = self.entries.get(&id) else { continue };
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
             match (alarm, entry.climb) {
                 (Alarm::Timeout, _) => {
                     let seconds = entry.worker.timeout.unwrap_or(0.0);
@@ -644,19 +691,20 @@ impl Reactor {
                 }
                 (Alarm::Rung, _) => {}
                 (Alarm::Silent, _) => self.kill(id, Reason::Silent),
+                (Alarm::Thaw, _) => {
+                    if let Link::Process(process) = &entry.link {
+                        process.tree.go_on();
+                    }
+                }
             }
         }
     }
 }
 
-/// Sends a signal, and lets a stopped process act on it.
-fn signal(process: &Process, number: Signal) {
-    for number in [number, Signal::CONT] {
-        if let Err(error) = process.child.signal(number) {
-            log::line(format_args!("{error}"));
-        }
-    }
-}
+/// How long a tree that grows while it is being killed is followed.
+const TREE_BOUND: Duration = Duration::from_millis(500);
+/// How long what is below a process that was told to end stays stopped: if it ends at once, its tree does.
+const THAW: Duration = Duration::from_millis(20);
 
 /// Runs what has to wait for an interpreter's GIL on a thread that can be spared.
 fn helper(name: &str, body: impl FnOnce() + Send + 'static) {

@@ -15,3 +15,4 @@ pub mod process;
 pub mod procfs;
 pub mod signal;
 pub mod thread;
+pub mod tree;

@@ -198,6 +198,29 @@ pub fn die_with_parent(parent: i32) {
     }
 }
 
+/// From now on the end of the thread that forked this process only makes it go on, should it be stopped.
+/// For one that sees the end of its parent by itself, and has more to do then than to die.
+pub fn go_on_without_parent() {
+    // It can only fail for a bad signal number.
+    let _ = rustix::process::set_parent_process_death_signal(Some(Signal::CONT));
+}
+
+/// Makes this process the parent of all that its descendants leave behind.
+///
+/// # Errors
+/// None is known.
+pub fn be_subreaper() -> Result<()> {
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .map_err(|errno| Error::os("become a subreaper", errno))
+}
+
+/// A descriptor that is readable once the parent has ended; `None` when it has.
+pub fn parent_fd(parent: i32) -> Option<OwnedFd> {
+    let pidfd = rustix::process::pidfd_open(Pid::from_raw(parent)?, PidfdFlags::empty()).ok()?;
+    // Still the parent, so the number is still its own.
+    (parent_id() == parent).then_some(pidfd)
+}
+
 /// The exit code of a worker whose supervisor went away.
 pub const ORPHANED: i32 = 0x6f;
 

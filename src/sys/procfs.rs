@@ -60,6 +60,17 @@ pub fn children_of(thread: i32) -> Result<Vec<i32>> {
     }
 }
 
+/// The pids of the direct children of any process, zombies included; none when it has ended or /proc is
+/// not mounted.
+pub fn children_of_process(pid: i32) -> Vec<i32> {
+    let mut found = Vec::new();
+    for thread in numbers(&format!("/proc/{pid}/task")).unwrap_or_default() {
+        let list = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/children"));
+        found.extend(list.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+    }
+    found
+}
+
 /// Resident memory, in bytes.
 ///
 /// # Errors

@@ -1,0 +1,135 @@
+//! The processes below a process, wherever they went: found, held, stopped and killed as a whole.
+//!
+//! A worker process is a subreaper: what its descendants leave behind becomes its own child again,
+//! whatever session or process group it made. So all of them can be found from it as long as it lives.
+
+use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Pid, PidfdFlags, Signal};
+
+use super::{procfs, thread};
+
+/// Processes that were found, by pidfd: none of them can be mistaken for another.
+#[derive(Debug, Default)]
+pub struct Tree(Vec<Kin>);
+
+#[derive(Debug)]
+struct Kin {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
+impl Tree {
+    /// Adds everything below a process that is not in it yet, and stops it, so that it can't make more. It
+    /// goes on until nothing new is found, or until `deadline`.
+    ///
+    /// Where /proc is not mounted nothing is found. A process that no descriptor is left for is killed at
+    /// once.
+    pub fn gather(&mut self, root: i32, deadline: Instant) {
+        loop {
+            let mut found_more = false;
+            let mut seen = HashSet::from([root]);
+            let mut parents = vec![root];
+            while let Some(parent) = parents.pop() {
+                let children = procfs::children_of_process(parent);
+                let known: HashSet<i32> = self.0.iter().map(|kin| kin.pid).collect();
+                let mut opened = Vec::new();
+                for &pid in children.iter().filter(|pid| !known.contains(pid)) {
+                    if let Some(id) = Pid::from_raw(pid) {
+                        opened.push((pid, id, rustix::process::pidfd_open(id, PidfdFlags::empty())));
+                    }
+                }
+                if !opened.is_empty() {
+                    // Whoever is still listed was not reaped meanwhile, so its number is still its own.
+                    let still = procfs::children_of_process(parent);
+                    for (pid, id, pidfd) in opened.into_iter().filter(|(pid, ..)| still.contains(pid)) {
+                        match pidfd {
+                            Ok(pidfd) => {
+                                found_more = true;
+                                let kin = Kin { pid, pidfd };
+                                kin.signal(Signal::STOP);
+                                self.0.push(kin);
+                            }
+                            // EMFILE, or it has ended.
+                            Err(_) => drop(rustix::process::kill_process(id, Signal::KILL)),
+                        }
+                    }
+                }
+                parents.extend(children.into_iter().filter(|&pid| seen.insert(pid)));
+            }
+            if !found_more || Instant::now() > deadline {
+                return;
+            }
+        }
+    }
+
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Lets all of them go on.
+    pub fn go_on(&self) {
+        for kin in &self.0 {
+            kin.signal(Signal::CONT);
+        }
+    }
+
+    /// Kills all of them.
+    pub fn kill(&self) {
+        for kin in &self.0 {
+            kin.signal(Signal::KILL);
+        }
+    }
+
+    /// Kills all of them, and what is below those by now.
+    pub fn kill_with_kin(&mut self, deadline: Instant) {
+        let known: Vec<i32> = self.0.iter().filter(|kin| !kin.has_ended()).map(|kin| kin.pid).collect();
+        for pid in known {
+            self.gather(pid, deadline);
+        }
+        self.kill();
+    }
+
+    /// Waits until all of them have ended; whether they have by the deadline.
+    pub fn wait_until(&self, deadline: Instant) -> bool {
+        self.0.iter().all(|kin| kin.wait_until(deadline))
+    }
+}
+
+impl Kin {
+    fn signal(&self, number: Signal) {
+        // ESRCH: it has ended. EPERM: it has become somebody else, whom we may not end.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, number);
+    }
+
+    fn has_ended(&self) -> bool {
+        self.wait_until(Instant::now())
+    }
+
+    fn wait_until(&self, deadline: Instant) -> bool {
+        loop {
+            let left = thread::timespec(deadline.saturating_duration_since(Instant::now()));
+            let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+            match rustix::event::poll(&mut ended, Some(&left)) {
+                Err(rustix::io::Errno::INTR) => {}
+                outcome => return outcome == Ok(1),
+            }
+        }
+    }
+}
+
+/// Ends everything below this process, and waits for that until `deadline`.
+pub fn end_own(deadline: Instant) {
+    let own = super::process::id();
+    if procfs::children_of_process(own).is_empty() {
+        return;
+    }
+    let mut tree = Tree::default();
+    tree.gather(own, deadline);
+    tree.kill();
+    tree.wait_until(deadline);
+}
