@@ -76,8 +76,10 @@ def test_its_fds_are_stdio_its_channel_and_placeholders() -> None:
         assert found[reading] == found[writing] == "/"
         live = {fd: what for fd, what in found.items() if fd > 2 and what != "/"}
         kinds = sorted(what.partition(":")[0] for what in live.values())
-        # Both ends of reading and writing the channel are one socket; the boot's record is a memory file.
-        assert kinds == ["/memfd", "socket", "socket"], live
+        # Both ends of reading and writing the channel are one socket; the boot's record is a memory file;
+        # the end of the host is seen at a pidfd.
+        assert kinds == ["/memfd", "anon_inode", "socket", "socket"], live
+        assert "anon_inode:[pidfd]" in live.values()
         assert th.spawn(use, reading, backend="fork").result(PATIENCE) == "Bad file descriptor"
     finally:
         os.close(reading)

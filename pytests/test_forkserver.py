@@ -174,8 +174,9 @@ def test_it_has_nothing_open_but_what_it_was_given() -> None:
             ours = os.readlink(f"/proc/self/fd/{writing}")
             assert ours not in links
             kinds = sorted(link.partition(":")[0] for link in links)
-            # stdin, both ends of what collects stdout and stderr, the record of a crash, and the channel.
-            assert set(kinds) <= {"/dev/null", "/memfd", "socket"}, links
+            # stdin, what collects stdout and stderr, the record of a crash, the channel, the host's pidfd.
+            assert set(kinds) <= {"/dev/null", "/memfd", "socket", "anon_inode"}, links
+            assert kinds.count("anon_inode") == 1, links
             assert kinds.count("socket") == 2, links
     finally:
         os.close(reading)

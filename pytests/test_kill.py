@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import signal
@@ -682,7 +683,7 @@ def test_no_descendant_outlives_its_worker_wherever_it_went(
 
 @pytest.mark.parametrize("rung", ["cancel", "sigterm", "sigkill"])
 def test_a_tree_that_grows_while_it_is_killed_ends(process_backend: str, rung: str) -> None:
-    name = f"grow{rung}{os.getpid()}"[:12]
+    name = f"{rung[:4]}{next(_COUNTER)}-{os.getpid()}"[:12]
     ladder = {"cancel": 5.0, "sigkill": 5.0} if rung == "cancel" else {rung: 5.0, "sigkill": 1.0}
     if rung == "sigkill":
         ladder = {"sigkill": 5.0}
@@ -693,6 +694,9 @@ def test_a_tree_that_grows_while_it_is_killed_ends(process_backend: str, rung: s
     until(lambda: len(named(f"th:{name}")) > 20, "some of them")
     assert worker.kill().rung == rung
     until(lambda: not named(f"th:{name}"), "the end of all of them", timeout=1.0)
+
+
+_COUNTER = itertools.count()
 
 
 def named(name: str) -> list[int]:

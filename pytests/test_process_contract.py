@@ -183,11 +183,10 @@ def test_the_child_has_nothing_of_the_host_s_files(process_backend: str) -> None
     assert found[0] == "/dev/null"
     assert "th-stdout" in found[1]
     assert "th-stderr" in found[2]
-    # What is left: the channel, the record of the boot, and placeholders.
+    # What is left: the channel, the record of the boot, the host's pidfd, and placeholders.
+    known = ("socket:", "/memfd:th-boot", "/memfd:th-std", "anon_inode:[pidfd]")
     others = sorted(
-        what
-        for fd, what in found.items()
-        if fd > 2 and not what.startswith(("socket:", "/memfd:th-boot", "/memfd:th-std")) and what != "/"
+        what for fd, what in found.items() if fd > 2 and not what.startswith(known) and what != "/"
     )
     assert others == []
 

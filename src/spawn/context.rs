@@ -229,7 +229,7 @@ pub(super) fn enter_process(
 ) -> Result<()> {
     keep(contract)?;
     process::be_subreaper()?;
-    let Some(parent) = process::parent_fd(contract.parent) else { process::exit_now(process::ORPHANED) };
+    let parent = process::parent_fd(contract.parent)?;
     let link = ProcessLink { channel, sending: Mutex::new(()), stderr: Mutex::new(Some(stderr)) };
     let payload = Mutex::new(Some(payload));
     install(0, Arc::new(Context { spec, payload, link: Link::Process(link) }))?;

@@ -214,11 +214,21 @@ pub fn be_subreaper() -> Result<()> {
         .map_err(|errno| Error::os("become a subreaper", errno))
 }
 
-/// A descriptor that is readable once the parent has ended; `None` when it has.
-pub fn parent_fd(parent: i32) -> Option<OwnedFd> {
-    let pidfd = rustix::process::pidfd_open(Pid::from_raw(parent)?, PidfdFlags::empty()).ok()?;
+/// A descriptor that is readable once the parent has ended. It leaves at once if it has already.
+///
+/// # Errors
+/// EMFILE.
+pub fn parent_fd(parent: i32) -> Result<OwnedFd> {
+    let opened = Pid::from_raw(parent).map(|id| rustix::process::pidfd_open(id, PidfdFlags::empty()));
     // Still the parent, so the number is still its own.
-    (parent_id() == parent).then_some(pidfd)
+    if parent_id() != parent {
+        exit_now(ORPHANED);
+    }
+    match opened {
+        Some(Ok(pidfd)) => Ok(pidfd),
+        Some(Err(errno)) => Err(Error::os("open a pidfd of the supervisor", errno)),
+        None => Err(Error::state("the supervisor is in another pid namespace")),
+    }
 }
 
 /// The exit code of a worker whose supervisor went away.

@@ -71,6 +71,26 @@ pub fn children_of_process(pid: i32) -> Vec<i32> {
     found
 }
 
+/// Whether no thread of a process can run on by itself: it is stopped, or has ended.
+pub fn has_stopped(pid: i32) -> bool {
+    let threads = numbers(&format!("/proc/{pid}/task")).unwrap_or_default();
+    threads.into_iter().all(|thread| {
+        let state = state(&format!("/proc/{pid}/task/{thread}/stat"));
+        state.is_none_or(|state| matches!(state, 'T' | 't' | 'Z' | 'X'))
+    })
+}
+
+/// Whether a process has ended and was not waited for.
+pub fn is_zombie(pid: i32) -> bool {
+    state(&format!("/proc/{pid}/stat")).is_none_or(|state| matches!(state, 'Z' | 'X'))
+}
+
+/// The state in a `stat` file: behind the name, which may hold anything.
+fn state(path: &str) -> Option<char> {
+    let text = std::fs::read_to_string(path).ok()?;
+    text.rsplit_once(')')?.1.trim_start().chars().next()
+}
+
 /// Resident memory, in bytes.
 ///
 /// # Errors

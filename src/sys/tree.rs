@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -24,13 +24,17 @@ struct Kin {
 
 impl Tree {
     /// Adds everything below a process that is not in it yet, and stops it, so that it can't make more. It
-    /// goes on until nothing new is found, or until `deadline`.
+    /// goes on until nothing new is found, or until `deadline`. The process itself has been stopped by the
+    /// caller, or is its own.
     ///
     /// Where /proc is not mounted nothing is found. A process that no descriptor is left for is killed at
     /// once.
     pub fn gather(&mut self, root: i32, deadline: Instant) {
+        if root != super::process::id() {
+            await_stop(root, deadline);
+        }
         loop {
-            let mut found_more = false;
+            let before = self.0.len();
             let mut seen = HashSet::from([root]);
             let mut parents = vec![root];
             while let Some(parent) = parents.pop() {
@@ -48,7 +52,6 @@ impl Tree {
                     for (pid, id, pidfd) in opened.into_iter().filter(|(pid, ..)| still.contains(pid)) {
                         match pidfd {
                             Ok(pidfd) => {
-                                found_more = true;
                                 let kin = Kin { pid, pidfd };
                                 kin.signal(Signal::STOP);
                                 self.0.push(kin);
@@ -60,7 +63,11 @@ impl Tree {
                 }
                 parents.extend(children.into_iter().filter(|&pid| seen.insert(pid)));
             }
-            if !found_more || Instant::now() > deadline {
+            // Whoever was in the middle of a fork still finishes it: only what has stopped makes no more.
+            for kin in &self.0[before..] {
+                await_stop(kin.pid, deadline);
+            }
+            if self.0.len() == before || Instant::now() > deadline {
                 return;
             }
         }
@@ -122,14 +129,25 @@ impl Kin {
     }
 }
 
-/// Ends everything below this process, and waits for that until `deadline`.
+/// Waits until a process that was told to stop has, or has ended. The kernel tells that to nobody but its
+/// parent, so it is looked at.
+fn await_stop(pid: i32, deadline: Instant) {
+    const PERIOD: Duration = Duration::from_micros(200);
+    while !procfs::has_stopped(pid) && Instant::now() < deadline {
+        std::thread::sleep(PERIOD);
+    }
+}
+
+/// Ends everything below this process, and waits for that until `deadline`. Other threads of it may be
+/// making more meanwhile.
 pub fn end_own(deadline: Instant) {
     let own = super::process::id();
-    if procfs::children_of_process(own).is_empty() {
-        return;
+    while procfs::children_of_process(own).into_iter().any(|pid| !procfs::is_zombie(pid)) {
+        let mut tree = Tree::default();
+        tree.gather(own, deadline);
+        tree.kill();
+        if !tree.wait_until(deadline) {
+            return;
+        }
     }
-    let mut tree = Tree::default();
-    tree.gather(own, deadline);
-    tree.kill();
-    tree.wait_until(deadline);
 }
