@@ -1,19 +1,26 @@
 """Kills by the hundred: nothing adds up, and nobody else notices.
 
+Hosts are killed by the dozen: nobody survives them.
+
 Each has a short form that always runs and a long one, marked `stress`, that runs with
 `pytest -m stress`.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import bystanders
+import helpers
 import tractor_host as th
+from conftest import Program
 from tractor_host import _native, testing
 
 ENDABLE = [name for name, shape in testing.SHAPES.items() if shape.can_be_ended]
@@ -72,3 +79,57 @@ def test_a_soak_of_kills_leaves_memory_flat(cycles: int, gil: str) -> None:
     print(f"{cycles} cycles: {first} MB at first, {middle} MB half way, {last} MB at last")
     if cycles >= 1000:
         assert warm[-1] - warm[0] < 8 << 20, [size >> 20 for size in resident]
+
+
+HOST = """
+import itertools, os, sys
+import targets, tractor_host as th
+if __name__ == "__main__":
+    kept = []
+    print("runs", flush=True)
+    for index in itertools.count():
+        backend = ("forkserver", "fork", "exec", "subint")[index % 4]
+        target, args = [(targets.daemons, ("ignore",)), (targets.spin_and_swallow, ()), (targets.add, (1, 2))][index % 3]
+        if backend == "subint":
+            target, args = targets.sleep, ()
+        kept.append(th.spawn(target, *args, backend=backend, stdio="null", cancel_timeout=0.01, kill_timeout=0.2))
+        if len(kept) > 6:
+            kept.pop(0).kill()
+"""
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.stress)])
+def test_nobody_survives_a_host_that_is_killed_at_any_moment(
+    kills: int, program: Callable[..., Program]
+) -> None:
+    """Workers, the fork server, daemons of workers: all of them inherit a variable, by which they are found."""
+    choice = random.Random(0)
+    host = program(HOST)
+    found = slowest = 0
+    for index in range(kills):
+        mark = f"TH_TEST_MARK={os.getpid()}-{index}"
+        process = host.start(env={**helpers.importable(), **dict([mark.split("=")])})
+        with process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "runs\n"
+            time.sleep(choice.uniform(0, 1.5))  # the moment is what is tested
+            found += len(marked(mark))
+            process.kill()
+            process.wait()
+        dead = time.monotonic()
+        helpers.until(lambda mark=mark: not marked(mark), "the end of all that it had started", timeout=1.0)
+        slowest = max(slowest, time.monotonic() - dead)
+    print(f"{kills} hosts killed with {found} processes below them; the last was gone after {slowest:.2f} s")
+    assert found > kills
+
+
+def marked(mark: str) -> list[int]:
+    """The processes with that variable in their first environment, but for zombies."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+        except OSError:  # it ended just now; a zombie has none
+            continue
+    return found
