@@ -151,6 +151,7 @@ def fresh_python() -> tuple[Measure, Measure]:
 CONTESTANTS: Mapping[str, Callable[[], tuple[Measure, Measure]]] = {
     "th subint": lambda: tractor_host(backend="subint"),
     "th subint, own GIL": lambda: tractor_host(backend="subint", gil="own"),
+    "th forkserver": lambda: tractor_host(backend="forkserver"),
     "th fork": lambda: tractor_host(backend="fork"),
     "th exec": lambda: tractor_host(backend="exec"),
     "os.fork": os_fork,

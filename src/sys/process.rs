@@ -231,6 +231,12 @@ pub fn parent_fd(parent: i32) -> Result<OwnedFd> {
     }
 }
 
+/// Whether this process has children, zombies included.
+pub fn has_children() -> bool {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    !matches!(rustix::process::waitid(WaitId::All, options), Err(Errno::CHILD))
+}
+
 /// The exit code of a worker whose supervisor went away.
 pub const ORPHANED: i32 = 0x6f;
 
