@@ -421,10 +421,21 @@ def refuse(numbers, errno):
     if libc.prctl(22, 2, filter, 0, 0) != 0:
         sys.exit(99)
 
-if __name__ == "__main__":
+def main():
     refuse(list(map(int, sys.argv[2].split(","))), int(sys.argv[1]))
+    if sys.argv[2] == "434":
+        for backend in ("forkserver", "fork", "exec"):
+            try:
+                th.spawn("math:sqrt", 16, backend=backend)
+            except OSError as error:
+                print(backend, error.errno, str(error).partition(" of ")[0].partition("] ")[2])
+        print(th.spawn("math:sqrt", 16, backend="subint").result(30), th.workers())
+        return
     print(th.spawn("math:sqrt", 16).result(30))
     print(th.spawn("time:sleep", 1000, cancel_timeout=0, ladder=None).kill().kind)
+
+if __name__ == "__main__":
+    main()
 """
 
 
@@ -442,6 +453,17 @@ def test_it_works_where_a_filter_refuses_new_calls(
     if ended.returncode == 99:
         pytest.skip("this machine takes no seccomp filter")
     assert (ended.stdout, ended.stderr) == ("4.0\nkilled\n", "")
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are x86_64's")
+def test_where_pidfds_are_refused_no_process_is_made_and_the_error_says_so(
+    program: Callable[..., Program],
+) -> None:
+    ended = program(REFUSE).run("38", "434")
+    if ended.returncode == 99:
+        pytest.skip("this machine takes no seccomp filter")
+    lines = [f"{backend} 38 failed to open a pidfd" for backend in ("forkserver", "fork", "exec")]
+    assert (ended.stdout.splitlines(), ended.stderr) == ([*lines, "4.0 []"], "")
 
 
 def test_as_the_first_process_of_a_pid_namespace(program: Callable[..., Program]) -> None:

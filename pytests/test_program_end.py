@@ -154,6 +154,26 @@ def test_workers_do_not_outlive_a_program_whose_channels_somebody_else_holds(
             os.kill(copy, signal.SIGKILL)
 
 
+def test_a_worker_that_is_stopped_does_not_outlive_the_program(
+    process_backend: str, program: Callable[..., Program]
+) -> None:
+    process = program(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        import helpers, targets, tractor_host as th
+        worker = helpers.ready(th.spawn(targets.stop_itself, backend=sys.argv[1], stdio="pipe"))
+        helpers.until(lambda: "State:\\tT" in Path(f"/proc/{worker.pid}/status").read_text())
+        print(worker.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """
+    ).start(process_backend, env=importable())
+    with process:
+        out, _ = process.communicate(timeout=30)
+    (pid,) = pids(out)
+    assert pid_is_gone(pid, timeout=1.0)
+
+
 def test_workers_do_not_outlive_a_program_that_becomes_another(program: Callable[..., Program]) -> None:
     """Its threads end with the exec, and a worker's death signal follows the one that forked it."""
     process = program(ENDS).start("execv", "sleep,spin", "fork", "exec", env=importable())

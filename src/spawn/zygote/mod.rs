@@ -321,8 +321,7 @@ impl Started {
     /// # Errors
     /// When it has ended already.
     pub fn new(child: Child, socket: OwnedFd, boot_log: OwnedFd, order: &[u8]) -> Result<Self> {
-        let stderr = fd::duplicate(&boot_log)?;
-        let mut sent = fd::send_with_fds(&socket, order, &[stderr.as_fd()]);
+        let mut sent = fd::send_with_fds(&socket, order, &[]);
         while let Ok(count) = sent
             && count < order.len()
         {
