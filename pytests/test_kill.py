@@ -678,7 +678,7 @@ def test_no_descendant_outlives_its_worker_wherever_it_went(
         assert worker.wait(timeout=PATIENCE).kind == "returned"
     else:
         assert killed(worker).rung == rung
-    assert all(pid_is_gone(pid, timeout=1.0) for pid in children_of(worker))
+    assert all(pid_is_gone(pid, timeout=3.0) for pid in children_of(worker))
 
 
 @pytest.mark.parametrize("rung", ["cancel", "sigterm", "sigkill"])
@@ -693,7 +693,7 @@ def test_a_tree_that_grows_while_it_is_killed_ends(process_backend: str, rung: s
     ready(worker)
     until(lambda: len(named(f"th:{name}")) > 20, "some of them")
     assert worker.kill().rung == rung
-    until(lambda: not named(f"th:{name}"), "the end of all of them", timeout=1.0)
+    until(lambda: not named(f"th:{name}"), "the end of all of them", timeout=3.0)
 
 
 _COUNTER = itertools.count()

@@ -97,7 +97,7 @@ def test_workers_do_not_outlive_a_program_that_ends_without_a_word(
     ended = program(ENDS).run(how, "sleep,ignore_signals", "fork", "exec", env=importable(), timeout=20)
     assert ended.returncode == code
     assert len(pids(ended.stdout)) == 4
-    assert all(pid_is_gone(pid, timeout=1.0) for pid in pids(ended.stdout))
+    assert all(pid_is_gone(pid, timeout=3.0) for pid in pids(ended.stdout))
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", "os._exit", "return", "abort"])
@@ -126,7 +126,7 @@ def test_no_daemon_of_a_worker_outlives_the_program(
     with process:
         out, _ = process.communicate(timeout=30)
     assert len(pids(out)) == 9
-    assert all(pid_is_gone(pid, timeout=1.0) for pid in pids(out))
+    assert all(pid_is_gone(pid, timeout=3.0) for pid in pids(out))
 
 
 def test_workers_do_not_outlive_a_program_whose_channels_somebody_else_holds(
@@ -149,7 +149,7 @@ def test_workers_do_not_outlive_a_program_whose_channels_somebody_else_holds(
         assert process.stdout is not None
         worker, copy = pids(process.stdout.readline())
         try:
-            assert pid_is_gone(worker, timeout=1.0)
+            assert pid_is_gone(worker, timeout=3.0)
         finally:
             os.kill(copy, signal.SIGKILL)
 
@@ -171,7 +171,7 @@ def test_a_worker_that_is_stopped_does_not_outlive_the_program(
     with process:
         out, _ = process.communicate(timeout=30)
     (pid,) = pids(out)
-    assert pid_is_gone(pid, timeout=1.0)
+    assert pid_is_gone(pid, timeout=3.0)
 
 
 def test_workers_do_not_outlive_a_program_that_becomes_another(program: Callable[..., Program]) -> None:
@@ -253,7 +253,7 @@ def test_ctrl_c_during_the_end_does_not_leave_workers(
         pid = int(process.stdout.readline())
         process.send_signal(signal.SIGINT)
         process.wait(timeout=40)
-    assert pid_is_gone(pid, timeout=1.0)
+    assert pid_is_gone(pid, timeout=3.0)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

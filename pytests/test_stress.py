@@ -117,7 +117,8 @@ def test_nobody_survives_a_host_that_is_killed_at_any_moment(
             process.kill()
             process.wait()
         dead = time.monotonic()
-        helpers.until(lambda mark=mark: not marked(mark), "the end of all that it had started", timeout=1.0)
+        bound = 1.0 if kills >= 100 else 5.0  # the short form runs on machines that do much else
+        helpers.until(lambda mark=mark: not marked(mark), "the end of all that it had started", timeout=bound)
         slowest = max(slowest, time.monotonic() - dead)
     print(f"{kills} hosts killed with {found} processes below them; the last was gone after {slowest:.2f} s")
     assert found > kills
