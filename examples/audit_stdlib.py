@@ -111,6 +111,7 @@ class Wall(NamedTuple):
 WALLS = [
     Wall("subint, shared GIL", "subint", "shared", crash_backend="fork"),
     Wall("subint, own GIL", "subint", "own", crash_backend="fork"),
+    Wall("forkserver", "forkserver", "shared", crash_backend="forkserver"),
     Wall("fork", "fork", "shared", crash_backend="fork"),
     Wall("exec", "exec", "shared", crash_backend="exec"),
 ]
@@ -240,9 +241,10 @@ def workers_in_turn(wall: Wall, root: str, batches: list[list[str]]) -> Iterator
 
 
 def warm_up() -> None:
-    """The supervisor's own threads and fds come with the first worker, of a process too, and stay.
+    """The supervisor's own threads and fds, and the fork server, come with the first workers and stay.
     The thread of a subinterpreter does not."""
-    th.spawn("os:getpid", backend="fork").result(timeout=BATCH_TIMEOUT)
+    for backend in ("forkserver", "fork"):
+        th.spawn("os:getpid", backend=backend).result(timeout=BATCH_TIMEOUT)
     tid = th.spawn("threading:get_native_id", backend="subint").result(timeout=BATCH_TIMEOUT)
     deadline = time.monotonic() + SETTLE
     while os.path.exists(f"/proc/self/task/{tid}") and time.monotonic() < deadline:

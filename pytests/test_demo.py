@@ -41,13 +41,13 @@ def test_it_passes_with_every_backend(launcher: str) -> None:
     assert lines[0].startswith("30 files below ")
     start = next(index for index, line in enumerate(lines) if line.startswith("backend "))
     table = lines[start + 1 : lines.index("", start)]
-    titles = ["plain loop, no worker", "subint, shared GIL", "subint, own GIL", "fork", "exec"]
+    titles = ["plain loop, no worker", "subint, shared GIL", "subint, own GIL", "forkserver", "fork", "exec"]
     for line, title in zip(table, titles, strict=True):
         assert line.startswith(title)
         # Progress goes to a pipe here: a line for every quarter, and the last one for all.
         assert f"{title:<22}    30 of 30 files" in lines
     # On a busy machine the budget of 10 ms for `unwind` may be over before its thread has had a turn.
-    for line, rung in zip(table[1:], [*["unwind|unblock"] * 2, *["sigterm"] * 2], strict=True):
+    for line, rung in zip(table[1:], [*["unwind|unblock"] * 2, *["sigterm"] * 3], strict=True):
         assert re.search(rf"killed by ({rung})", line), line
         assert "signalled 11" in line
         assert line.endswith(" 0/0/0/0")

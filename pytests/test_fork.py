@@ -99,7 +99,7 @@ def test_signals_are_as_in_a_new_process() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
     handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     try:
-        for backend in ("fork", "exec"):
+        for backend in ("forkserver", "fork", "exec"):
             found = th.spawn(status, "SigBlk", "SigIgn", backend=backend).result(PATIENCE)
             assert int(found["SigBlk"], 16) == 0, backend
             ignored = {number for number in range(1, 65) if int(found["SigIgn"], 16) >> (number - 1) & 1}

@@ -19,7 +19,7 @@ WITH_WORKERS = """
     def main(end):
         workers = [
             th.spawn("tractor_host.testing:stuck", shape, backend=backend, stdio="pipe", cancel_timeout=0.2)
-            for backend in ("subint", "fork", "exec") for shape in ("swallow", "sleep")
+            for backend in ("subint", "forkserver", "fork", "exec") for shape in ("swallow", "sleep")
         ]
         for worker in workers:
             testing.wait_ready(worker)
@@ -62,7 +62,7 @@ def test_ctrl_c_ends_a_wait_and_then_the_workers(program: Callable[..., Program]
         _, err = host.communicate(timeout=PATIENCE)
     assert host.returncode == -signal.SIGINT, err
     assert err.splitlines()[-1] == "KeyboardInterrupt"
-    assert len(pids) == 4
+    assert len(pids) == 6
     assert all(pid_is_gone(int(pid)) for pid in pids)
 
 

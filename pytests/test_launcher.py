@@ -1018,7 +1018,7 @@ def test_main_interpreter_stays_as_it_was_started(tmp_path: Path) -> None:
     assert (found.returncode, found.stdout) == (0, f"{names} set()\n"), found.stderr
 
 
-@pytest.mark.parametrize("backend", ["subint", "fork", "exec"])
+@pytest.mark.parametrize("backend", ["subint", "forkserver", "fork", "exec"])
 @pytest.mark.parametrize("mode", MODES)
 def test_workers_of_a_program_end_with_it(mode: str, backend: str) -> None:
     source = f"""

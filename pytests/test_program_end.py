@@ -50,7 +50,7 @@ def test_a_program_ends_in_time_with_default_budgets(launcher: str, program: Cal
     """Sleepers and busy ones, all at once, each with 3 s to end by itself and 3 s to be ended."""
     start = time.monotonic()
     ended = program(ENDS, launcher=launcher).run(
-        "return", "sleep,spin,sleep_and_swallow", "subint", "fork", "exec", env=importable(), timeout=20
+        "return", "sleep,spin,sleep_and_swallow", "subint", "forkserver", "exec", env=importable(), timeout=20
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert time.monotonic() - start < 10
@@ -94,9 +94,11 @@ def test_a_program_with_something_that_can_not_be_ended_ends_with_its_own_code(
 def test_workers_do_not_outlive_a_program_that_ends_without_a_word(
     how: str, code: int, program: Callable[..., Program]
 ) -> None:
-    ended = program(ENDS).run(how, "sleep,ignore_signals", "fork", "exec", env=importable(), timeout=20)
+    ended = program(ENDS).run(
+        how, "sleep,ignore_signals", "forkserver", "fork", "exec", env=importable(), timeout=20
+    )
     assert ended.returncode == code
-    assert len(pids(ended.stdout)) == 4
+    assert len(pids(ended.stdout)) == 6
     assert all(pid_is_gone(pid, timeout=3.0) for pid in pids(ended.stdout))
 
 
@@ -176,12 +178,12 @@ def test_a_worker_that_is_stopped_does_not_outlive_the_program(
 
 def test_workers_do_not_outlive_a_program_that_becomes_another(program: Callable[..., Program]) -> None:
     """Its threads end with the exec, and a worker's death signal follows the one that forked it."""
-    process = program(ENDS).start("execv", "sleep,spin", "fork", "exec", env=importable())
+    process = program(ENDS).start("execv", "sleep,spin", "forkserver", "fork", "exec", env=importable())
     with process:
         assert process.stdout is not None
         found = pids(process.stdout.readline())
         try:
-            assert len(found) == 4
+            assert len(found) == 6
             # Zombies of the new program, which does not know of them.
             assert all(pid_is_gone(pid) for pid in found)
         finally:
