@@ -818,6 +818,24 @@ def sleep_then_clean_up() -> None:
         say("cleaned up")
 
 
+def clean_up_after_both() -> None:
+    """Lets an interrupt and a cancellation through once both have come."""
+    import signal
+
+    both = {signal.SIGINT, signal.SIGRTMIN + 12}
+    signal.pthread_sigmask(signal.SIG_BLOCK, both)
+    try:
+        say()
+        while not both <= signal.sigpending():
+            time.sleep(0.001)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+        time.sleep(FOR_EVER)
+    finally:
+        for _ in range(1000):
+            pass
+        say("cleaned up")
+
+
 async def trio_clean_up() -> None:
     import trio
 

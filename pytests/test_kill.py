@@ -725,6 +725,17 @@ def test_a_process_that_was_stopped_from_outside_is_ended_and_cleans_up(process_
     assert worker.stdout.endswith(b"cleaned up\n")
 
 
+def test_an_interrupt_and_a_cancellation_at_once_do_not_cut_a_clean_up_short(process_backend: str) -> None:
+    worker = th.spawn(targets.clean_up_after_both, backend=process_backend, stdio="pipe")
+    pid = ready(worker).pid
+    assert pid is not None
+    worker.cancel()
+    os.kill(pid, signal.SIGINT)
+    found = worker.wait(timeout=PATIENCE)
+    assert worker.stdout == b"ready\ncleaned up\n", found
+    assert (found.kind, found.cause) == ("raised", "raised KeyboardInterrupt")
+
+
 @pytest.mark.parametrize("how", ["returns", "exits", "dies"])
 def test_a_worker_that_ends_by_itself_while_it_is_being_killed(process_backend: str, how: str) -> None:
     """Both happen within the same moment, over and over: whoever came first, the end fits together."""

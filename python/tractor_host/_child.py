@@ -185,7 +185,9 @@ def _on_cancel_signal(number: int, frame: object) -> None:
     # Late ones, for a target that is over, are of no use to anyone; and one is enough.
     if _canceller is not None and not _delivered:
         _delivered = True
-        raise Cancelled
+        # One that came together with an interrupt must not rise in the clean-up that follows from that.
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            raise Cancelled
 
 
 def _open_stdio(fds: list[int] | None) -> None:

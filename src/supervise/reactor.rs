@@ -524,7 +524,12 @@ impl Reactor {
         self.alarms.insert((climb.until, id, Alarm::Rung));
         let rung = climb.rung();
         match &mut entry.link {
-            _ if rung == Rung::Cancel => self.ask_to_stop(id),
+            Link::Subint(_) if rung == Rung::Cancel => self.ask_to_stop(id),
+            Link::Process(process) if rung == Rung::Cancel => {
+                // One that was stopped would hear of it together with the next rung.
+                process.signal(Signal::CONT);
+                self.ask_to_stop(id);
+            }
             Link::Process(process) => {
                 if let Some(number) = rung.signal()
                     && process.end(number)
