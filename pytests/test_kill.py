@@ -90,7 +90,7 @@ SHAPES: list[tuple[int, Shape, tuple[Any, ...], str]] = [
     (14, targets.hash_for_ever, (), "sigterm"),
     (15, targets.ignore_signals, (), "sigkill"),
     (15, targets.block_signals, (), "sigkill"),
-    (16, targets.stop_itself, (), "interrupt"),
+    (16, targets.stop_itself, (), "cancel"),
     (16, targets.ignore_and_stop_itself, (), "sigkill"),
     (17, targets.fork_many, (50,), "cancel"),
 ]
@@ -108,6 +108,8 @@ def test_a_stuck_process_is_ended_by_the_rung_that_it_takes(
     _, target, args, rung = shape
     limits = budgets(rung)
     worker = ready(th.spawn(target, *args, backend=process_backend, stdio="pipe", **limits))
+    if target is targets.stop_itself:
+        until(lambda: "State:\tT" in Path(f"/proc/{worker.pid}/status").read_text(), "a stopped process")
     found = killed(worker)
     assert (found.rung, found.kind) == (rung, "cancelled" if rung == "cancel" else "killed")
     assert found.signal == {"sigterm": signal.SIGTERM, "sigkill": signal.SIGKILL}.get(rung)
