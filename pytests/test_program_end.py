@@ -236,6 +236,34 @@ def test_ctrl_c_is_heard_at_once_by_whoever_waits(
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_ctrl_c_that_interrupts_another_thread_is_heard_by_whoever_waits(
+    launcher: str, program: Callable[..., Program]
+) -> None:
+    """The kernel may hand a signal to any thread; its handler is run by the main one alone."""
+    ended = program(
+        """
+        import os, signal, threading, time
+        import helpers, targets, tractor_host as th
+        worker = helpers.ready(th.spawn(targets.sleep, stdio="pipe"))
+        main = helpers.Path(f"/proc/self/task/{os.getpid()}")
+        def send():
+            helpers.until(lambda: (main / "syscall").read_text().startswith("202 "))  # futex
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+            os.kill(os.getpid(), signal.SIGINT)
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+            threading.Thread(target=send).start()
+            worker.wait(timeout=20)
+        except KeyboardInterrupt:
+            print("interrupted", worker.state)
+        worker.kill()
+        """,
+        launcher=launcher,
+    ).run(env=importable())
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "interrupted running\n", "")
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_ctrl_c_during_the_end_does_not_leave_workers(
     launcher: str, process_backend: str, program: Callable[..., Program]
 ) -> None:

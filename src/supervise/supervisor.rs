@@ -377,7 +377,7 @@ impl Supervisor {
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::state("tractor_host is shutting down: nothing can be preloaded any more"));
         }
-        self.zygote.renew(|| self.start_zygote(request))
+        self.zygote.renew(&zygote_order(request)?, || self.start_zygote(request))
     }
 
     /// The fork server.
@@ -389,15 +389,13 @@ impl Supervisor {
         let (ours, theirs) = fd::channel_pair()?;
         let boot_log = memfile::create("th-zygote")?;
         let kept_log = fd::duplicate(&boot_log)?;
-        let contract = Contract { name: zygote::NAME.into(), parent: process::id(), umask: None };
-        let order = ToWorker::Template { template: request.template.clone(), contract };
-        let order = message::encode(&order, 0)?;
+        let order = zygote_order(request)?;
         // It is nobody's worker: it has the environment and the directory of this process, and no output.
         let mut fresh = request.clone();
         (fresh.env, fresh.cwd) = (None, None);
         let streams = Streams::open(&Stdio::Null)?;
         let child = self.start_process(move || exec::spawn(&fresh, theirs, streams.as_ref(), boot_log))?;
-        zygote::Started::new(child, ours, kept_log, &order)
+        zygote::Started::new(child, ours, kept_log, order)
     }
 
     /// Starts a process from the reactor's thread, which outlives it: its death signal follows that.
@@ -553,6 +551,11 @@ impl Boot {
         };
         Ok(Self { ours, theirs, log, kept_log, head, stderr })
     }
+}
+
+fn zygote_order(request: &Request) -> Result<Vec<u8>> {
+    let contract = Contract { name: zygote::NAME.into(), parent: process::id(), umask: None };
+    message::encode(&ToWorker::Template { template: request.template.clone(), contract }, 0)
 }
 
 fn contract(worker: &Worker, umask: Option<u32>) -> Contract {

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::json;
@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::spawn::request::Backend;
 use crate::sys::event::{Event, Wait};
 use crate::sys::lock::lock;
+use crate::sys::thread;
 
 /// Where a worker is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -126,10 +127,19 @@ impl Worker {
     /// Waits for its end. Whether it has ended by the deadline.
     ///
     /// # Errors
-    /// Interrupted, when a signal arrived.
+    /// Interrupted, when a signal arrived, or may have: one that comes in the moment before the wait, or to
+    /// another thread, does not end it. So the main thread, which runs Python's handlers, looks up now and
+    /// then.
     pub fn wait(&self, deadline: Option<Instant>) -> Result<bool> {
-        match self.ended.wait_until(deadline) {
+        const LOOK_UP: Duration = Duration::from_millis(100);
+        let look_up = thread::is_main().then(|| Instant::now() + LOOK_UP);
+        let until = match (deadline, look_up) {
+            (Some(deadline), Some(look_up)) => Some(deadline.min(look_up)),
+            (one, other) => one.or(other),
+        };
+        match self.ended.wait_until(until) {
             Wait::Set => Ok(true),
+            Wait::TimedOut if until != deadline => Err(Error::interrupted()),
             Wait::TimedOut => Ok(false),
             Wait::Interrupted => Err(Error::interrupted()),
         }

@@ -57,6 +57,11 @@ pub fn timespec(duration: Duration) -> Timespec {
     }
 }
 
+/// Whether the calling thread is the one that its process began with.
+pub fn is_main() -> bool {
+    id() == super::process::id()
+}
+
 /// The kernel's id of the calling thread.
 pub fn id() -> i32 {
     rustix::thread::gettid().as_raw_nonzero().get()

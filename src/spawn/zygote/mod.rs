@@ -51,6 +51,8 @@ pub struct Started {
     pub socket: OwnedFd,
     /// Where its stderr goes.
     pub boot_log: OwnedFd,
+    /// What it was told.
+    pub order: Vec<u8>,
 }
 
 /// The host's zygote, if it has one.
@@ -139,14 +141,15 @@ impl Zygote {
         made
     }
 
-    /// Starts a zygote in the place of the one that may be there, and waits until it is ready.
+    /// Starts a zygote that is told `order` in the place of the one that may be there, and waits until it is
+    /// ready.
     ///
     /// # Errors
     /// Those of starting it; interrupted as in [`Zygote::fork`].
-    pub fn renew(&self, start: impl FnOnce() -> Result<Started>) -> Result<()> {
+    pub fn renew(&self, order: &[u8], start: impl FnOnce() -> Result<Started>) -> Result<()> {
         let mut state = lock(&self.state);
-        // One that was starting when a signal interrupted this call is gone on with.
-        if state.running.as_ref().is_none_or(|zygote| zygote.ready) {
+        // One that was starting when a signal interrupted this very call is gone on with.
+        if state.running.as_ref().is_none_or(|zygote| zygote.ready || zygote.started.order != order) {
             state.clean_up();
         }
         self.ready(&mut state, start).map(drop).map_err(|refusal| match refusal {
@@ -320,8 +323,8 @@ impl Started {
     ///
     /// # Errors
     /// When it has ended already.
-    pub fn new(child: Child, socket: OwnedFd, boot_log: OwnedFd, order: &[u8]) -> Result<Self> {
-        let mut sent = fd::send_with_fds(&socket, order, &[]);
+    pub fn new(child: Child, socket: OwnedFd, boot_log: OwnedFd, order: Vec<u8>) -> Result<Self> {
+        let mut sent = fd::send_with_fds(&socket, &order, &[]);
         while let Ok(count) = sent
             && count < order.len()
         {
@@ -337,7 +340,7 @@ impl Started {
             });
         }
         match sent {
-            Ok(_) => Ok(Self { child, socket, boot_log }),
+            Ok(_) => Ok(Self { child, socket, boot_log, order }),
             Err(errno) => {
                 if let Err(error) = child.signal(Signal::KILL) {
                     log::line(format_args!("{error}"));
