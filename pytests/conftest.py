@@ -59,7 +59,7 @@ def owned() -> dict[str, Any]:
         "fds": {fd: _link(fd) for fd in found["fds"]},
         "threads": found["threads"],
         # The fork server stays; a test may have had it replaced.
-        "children": [pid for pid in found["children"] if pid != _native.fork_server()[0]],
+        "children": [pid for pid in found["children"] if pid != _native.fork_server()],
         "interpreters": sorted(id for id, _ in _interpreters.list_all()),
         "shm": sorted(os.listdir("/dev/shm")),
         "workers": [info["name"] for info in _native.workers()],

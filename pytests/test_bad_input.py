@@ -424,7 +424,7 @@ def left():
     owned = helpers.resources()
     fds = [what for what in owned["fds"].values() if not what.startswith("anon_inode:[event")]
     threads = [name for name in owned["threads"] if name not in ("th-supervisor", "th-clean")]
-    server = _native.fork_server()[0]
+    server = _native.fork_server()
     if server is not None:
         fds.remove("/memfd:th-zygote (deleted)")
         fds.remove("anon_inode:[pidfd]")

@@ -23,7 +23,7 @@ from tractor_host import _native
 
 def server() -> int:
     """The pid of the fork server, which is there since the first test."""
-    pid = _native.fork_server()[0]
+    pid = _native.fork_server()
     assert pid is not None
     return pid
 
@@ -345,7 +345,7 @@ def test_it_dies_again_and_again_while_many_spawn() -> None:
         for _ in range(20):
             if over.wait(0.05):
                 return
-            if (pid := _native.fork_server()[0]) is not None:
+            if (pid := _native.fork_server()) is not None:
                 os.kill(pid, signal.SIGKILL)
 
     killer = threading.Thread(target=kill_it)
@@ -384,7 +384,7 @@ def test_it_ends_with_the_host(how: str, program: Callable[..., Program]) -> Non
         import helpers, targets, tractor_host as th
         from tractor_host import _native
         worker = helpers.ready(th.spawn(targets.ignore_signals, stdio="pipe", cancel_timeout=0.1, kill_timeout=1))
-        print(_native.fork_server()[0], worker.pid, flush=True)
+        print(_native.fork_server(), worker.pid, flush=True)
         if sys.argv[1] == "SIGKILL": os.kill(os.getpid(), signal.SIGKILL)
         if sys.argv[1] == "raise": raise ValueError
         """

@@ -143,14 +143,14 @@ def spawn(
         "ladder": rungs_asked,
         "promote": bool(promote),
         "command": _command() if wall in ("exec", "forkserver") else [],
-        "template": _template(_preloads) if wall == "forkserver" else None,
+        "preload": _modules_to_preload(_preloads) if wall == "forkserver" else [],
         "sys_path": spec["path"] if wall == "subint" else [],
         "spec": spec,
     }
     _end_workers_at_exit()
     worker = Worker._of(_native.spawn(request, packed.payload), warns=True)
     if wall == "forkserver":
-        for module, traceback in _native.fork_server()[1]:
+        for module, traceback in _native.preload_failures():
             warnings.warn(
                 f"{module!r} could not be preloaded; workers will import it themselves\n{traceback}",
                 RuntimeWarning,
@@ -183,29 +183,11 @@ def preload(modules: Iterable[str]) -> None:
             raise TypeError(f"a module's name is a str, not {type(name).__name__}")
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"no module can be called {name!r}")
-    _native.preload(
-        {
-            "name": None,
-            "backend": "forkserver",
-            "gil": "shared",
-            "target": "",
-            "stdio": "null",
-            "env": None,
-            "cwd": None,
-            "timeout": None,
-            "cancel_timeout": 0.0,
-            "kill_timeout": 0.0,
-            "ladder": None,
-            "promote": False,
-            "command": _command(),
-            "template": _template(names),
-            "sys_path": [],
-            "spec": None,
-        }
-    )
+    spec = {"path": _sys_path(), "argv": list(map(fs_text, sys.argv))}
+    _native.preload(_command(), _modules_to_preload(names), spec)
     _end_workers_at_exit()
     _preloads = names
-    failures = _native.fork_server()[1]
+    failures = _native.preload_failures()
     if failures:
         texts = "\n".join(traceback for _, traceback in failures)
         names_failed = ", ".join(repr(module) for module, _ in failures)
@@ -216,12 +198,12 @@ def preload(modules: Iterable[str]) -> None:
 _preloads: tuple[str, ...] = ()
 
 
-def _template(names: tuple[str, ...]) -> dict[str, Any]:
-    """What a fork server is told."""
+def _modules_to_preload(names: tuple[str, ...]) -> list[str]:
+    """These and those of the environment, each once."""
     always = os.environ.get("TRACTOR_HOST_PRELOAD", "").split(",")
     modules = dict.fromkeys([*(name.strip() for name in always), *names])
     modules.pop("", None)
-    return {"path": _sys_path(), "argv": list(map(fs_text, sys.argv)), "preload": list(modules)}
+    return list(modules)
 
 
 def _environment() -> list[list[str]]:

@@ -18,8 +18,8 @@ _ALWAYS = ("atexit", "faulthandler", "os", "signal", "runpy", "ast", "threading"
 
 def main(template: dict[str, Any]) -> None:
     """Does the fork server's work. Returns in forked workers only."""
-    sys.path[:] = map(_fs_decode, template["path"])
-    sys.argv = list(map(_fs_decode, template["argv"]))
+    sys.path[:] = map(_fs_decode, template["spec"]["path"])
+    sys.argv = list(map(_fs_decode, template["spec"]["argv"]))
     for name in _ALWAYS:
         __import__(name)
     failures = []

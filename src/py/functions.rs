@@ -173,24 +173,26 @@ native!(Rungs, "rungs", ("backend"), waits: false,
     });
     Ok(Json::Array(found.unwrap_or_default()).into())
 });
-native!(Preload, "preload", ("request"), waits: true,
-"Start the fork server anew and wait until it is ready; `request` is one for a worker that is not made.",
+native!(Preload, "preload", ("command", "modules", "spec"), waits: true,
+"Start the fork server anew, by `command`, and wait until it is ready.",
 |_, args| {
-    let request: Request = serde_json::from_value(json(args, 0)?.clone())
-        .map_err(|error| Error::invalid(format!("a malformed request: {error}")))?;
-    Supervisor::get()?.preload(&request)?;
+    let strings = |index| -> Result<Vec<String>> {
+        serde_json::from_value(json(args, index)?.clone())
+            .map_err(|error| Error::invalid(format!("argument {} must be strings: {error}", index + 1)))
+    };
+    Supervisor::get()?.preload(strings(0)?, json(args, 2)?, &strings(1)?)?;
     Ok(Value::NONE)
 });
+native!(PreloadFailures, "preload_failures", (), waits: false,
+"What the fork server that was started last could not import: module and traceback; told once.",
+|_, _| {
+    let failures = Supervisor::existing()?.map(|supervisor| supervisor.zygote().take_failures());
+    let told = failures.unwrap_or_default().into_iter().map(|failure| json!([failure.module, failure.traceback]));
+    Ok(Json::Array(told.collect()).into())
+});
 native!(ForkServer, "fork_server", (), waits: true,
-"The pid of the fork server, or None; and what it could not preload: module and traceback, told once.",
-|_, _| Ok(match Supervisor::existing()? {
-    Some(supervisor) => {
-        let failures = supervisor.zygote().take_failures();
-        let failures: Vec<_> = failures.iter().map(|failure| json!([failure.module, failure.traceback])).collect();
-        json!([supervisor.zygote().pid(), failures]).into()
-    }
-    None => json!([null, []]).into(),
-}));
+    "The pid of the fork server, or None. Waits for a spawn that it is busy with.",
+    |_, _| Ok(json!(Supervisor::existing()?.and_then(|supervisor| supervisor.zygote().pid())).into()));
 native!(ZygoteServe, "zygote_serve", ("failures"), waits: false,
 "In a fork server: tell what could not be preloaded, then fork on order. Returns in the forked ones.",
 |_, args| {
@@ -264,6 +266,7 @@ pub(super) fn table() -> Table {
         .with::<Resources>()
         .with::<Rungs>()
         .with::<Preload>()
+        .with::<PreloadFailures>()
         .with::<ForkServer>()
         .with::<ZygoteServe>()
         .with::<ChildEnter>()

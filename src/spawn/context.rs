@@ -198,10 +198,10 @@ pub fn enter_fresh() -> Result<Option<serde_json::Value>> {
             enter_process(&contract, spec, frame.payload.into(), channel, stderr, reader)?;
             Ok(None)
         }
-        ToWorker::Template { template, contract } => {
+        ToWorker::Template { spec, preload, contract } => {
             keep(&contract)?;
             super::zygote::serve::keep_socket(channel);
-            Ok(Some(template))
+            Ok(Some(serde_json::json!({ "spec": spec, "preload": preload })))
         }
         ToWorker::Cancel => Err(Error::protocol("told to stop before to begin")),
     }

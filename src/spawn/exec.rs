@@ -6,37 +6,40 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use super::request::{Request, bytes};
+use super::request::bytes;
 use super::stdio::Streams;
 use crate::error::{Error, Result};
 use crate::sys::process::Child;
 
-/// Starts the command of `request`, with the channel as its fd 0 and stderr into the boot log. To be
-/// called from a thread that never ends: the child's death signal follows it.
+/// Starts `command` in this environment and directory (this process's where there is none), with the
+/// channel as its fd 0 and stderr into the boot log. To be called from a thread that never ends: the
+/// child's death signal follows it.
 ///
 /// # Errors
 /// The operating system's: no such directory, EAGAIN at the process limit, EMFILE.
 pub fn spawn(
-    request: &Request,
+    command: &[String],
+    env: Option<&[(String, String)]>,
+    cwd: Option<&str>,
     channel: OwnedFd,
     streams: Option<&Streams>,
     boot_log: OwnedFd,
 ) -> Result<Child> {
     let text = |text: &String| bytes("the command", text).map(OsString::from_vec);
-    let mut words = request.command.iter().map(text);
+    let mut words = command.iter().map(text);
     let program = words.next().ok_or_else(|| Error::invalid("an empty command"))??;
     let mut command = Command::new(&program);
     for word in words {
         command.arg(word?);
     }
-    if let Some(pairs) = &request.env {
+    if let Some(pairs) = env {
         command.env_clear();
         for (key, value) in pairs {
             let (key, value) = (bytes("env", key)?, bytes("env", value)?);
             command.env(OsString::from_vec(key), OsString::from_vec(value));
         }
     }
-    if let Some(cwd) = &request.cwd {
+    if let Some(cwd) = cwd {
         command.current_dir(OsString::from_vec(bytes("cwd", cwd)?));
     }
     command.stdin(Stdio::from(channel)).stderr(Stdio::from(boot_log)).process_group(0);
@@ -45,7 +48,7 @@ pub fn spawn(
         Some(streams) => Stdio::from(crate::sys::fd::duplicate(streams.stdout.as_fd())?),
     });
     let child = command.spawn().map_err(|error| {
-        let cwd = request.cwd.as_deref().map(|cwd| format!(" in `{cwd}`")).unwrap_or_default();
+        let cwd = cwd.map(|cwd| format!(" in `{cwd}`")).unwrap_or_default();
         Error::os(format_args!("start `{}`{cwd}", program.display()), error)
     })?;
     Child::adopt(i32::try_from(child.id()).unwrap_or(0))

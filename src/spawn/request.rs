@@ -106,9 +106,8 @@ pub struct Request {
     pub promote: bool,
     /// The command that starts a fresh process, for `exec` and the zygote.
     pub command: Vec<String>,
-    /// What the zygote is told, should there be none yet.
-    #[serde(default)]
-    pub template: serde_json::Value,
+    /// What the zygote imports, should there be none yet.
+    pub preload: Vec<String>,
     /// `sys.path` of the worker.
     pub sys_path: Vec<String>,
     /// What `tractor_host._child` needs to know.

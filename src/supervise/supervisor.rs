@@ -328,7 +328,10 @@ impl Supervisor {
     ) -> Result<()> {
         let boot = Boot::new(worker, None, &request, streams.as_ref(), &payload)?;
         let Boot { ours, theirs, log, kept_log, head, stderr } = boot;
-        let child = self.start_process(move || exec::spawn(&request, theirs, streams.as_ref(), log))?;
+        let child = self.start_process(move || {
+            let Request { command, env, cwd, .. } = &request;
+            exec::spawn(command, env.as_deref(), cwd.as_deref(), theirs, streams.as_ref(), log)
+        })?;
         self.watch_fresh(worker, Process::new(child, ours, kept_log), head, stderr, payload);
         Ok(())
     }
@@ -354,7 +357,11 @@ impl Supervisor {
             let cwd = fd::directory(cwd.as_ref())?;
             let Boot { ours, theirs, log, kept_log, head, stderr } = boot;
             let fds = zygote::Fds { channel: theirs, stdout, boot_log: log, cwd };
-            match self.zygote.fork(&fds, || self.start_zygote(request)) {
+            let start = || {
+                let order = zygote_order(&request.spec, &request.preload)?;
+                self.start_zygote(request.command.clone(), order)
+            };
+            match self.zygote.fork(&fds, start) {
                 Ok(child) => {
                     let process = Process::new(child, ours, kept_log);
                     self.watch_fresh(worker, process, head, stderr, Arc::clone(payload));
@@ -369,15 +376,16 @@ impl Supervisor {
         }
     }
 
-    /// Starts the zygote anew, so that it preloads what `request` says, and waits until it is ready.
+    /// Starts the zygote anew, so that it imports these modules, and waits until it is ready.
     ///
     /// # Errors
     /// When it does not start; interrupted, when a signal arrived meanwhile.
-    pub fn preload(&self, request: &Request) -> Result<()> {
+    pub fn preload(&self, command: Vec<String>, spec: &serde_json::Value, modules: &[String]) -> Result<()> {
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::state("tractor_host is shutting down: nothing can be preloaded any more"));
         }
-        self.zygote.renew(&zygote_order(request)?, || self.start_zygote(request))
+        let order = zygote_order(spec, modules)?;
+        self.zygote.renew(&order, || self.start_zygote(command, order.clone()))
     }
 
     /// The fork server.
@@ -385,16 +393,14 @@ impl Supervisor {
         &self.zygote
     }
 
-    fn start_zygote(&self, request: &Request) -> Result<zygote::Started> {
+    fn start_zygote(&self, command: Vec<String>, order: Vec<u8>) -> Result<zygote::Started> {
         let (ours, theirs) = fd::channel_pair()?;
         let boot_log = memfile::create("th-zygote")?;
         let kept_log = fd::duplicate(&boot_log)?;
-        let order = zygote_order(request)?;
         // It is nobody's worker: it has the environment and the directory of this process, and no output.
-        let mut fresh = request.clone();
-        (fresh.env, fresh.cwd) = (None, None);
         let streams = Streams::open(&Stdio::Null)?;
-        let child = self.start_process(move || exec::spawn(&fresh, theirs, streams.as_ref(), boot_log))?;
+        let child = self
+            .start_process(move || exec::spawn(&command, None, None, theirs, streams.as_ref(), boot_log))?;
         zygote::Started::new(child, ours, kept_log, order)
     }
 
@@ -553,9 +559,11 @@ impl Boot {
     }
 }
 
-fn zygote_order(request: &Request) -> Result<Vec<u8>> {
+/// What a zygote is told.
+fn zygote_order(spec: &serde_json::Value, modules: &[String]) -> Result<Vec<u8>> {
     let contract = Contract { name: zygote::NAME.into(), parent: process::id(), umask: None };
-    message::encode(&ToWorker::Template { template: request.template.clone(), contract }, 0)
+    let (spec, preload) = (spec.clone(), modules.to_vec());
+    message::encode(&ToWorker::Template { spec, preload, contract }, 0)
 }
 
 fn contract(worker: &Worker, umask: Option<u32>) -> Contract {

@@ -19,8 +19,10 @@ pub enum ToWorker {
     },
     /// Be a zygote; the first and last message.
     Template {
-        /// Read by `tractor_host._zygote` alone.
-        template: serde_json::Value,
+        /// That of a worker; read by `tractor_host._zygote` alone.
+        spec: serde_json::Value,
+        /// The modules to import.
+        preload: Vec<String>,
         /// As for a worker.
         contract: Contract,
     },
