@@ -26,7 +26,7 @@ pub enum Status {
     Lost,
 }
 
-/// A child of this process, by pidfd.
+/// A process that this one may end, by pidfd; a child of it, mostly.
 #[derive(Debug)]
 pub struct Child {
     pid: Pid,
@@ -53,7 +53,7 @@ impl Child {
         }
     }
 
-    /// A child of this process that another one made, which sent its pidfd along.
+    /// One whose pidfd is there already.
     ///
     /// # Errors
     /// When `pid` is none.

@@ -51,8 +51,11 @@ pub fn children() -> Result<Vec<i32>> {
 /// # Errors
 /// The operating system's, when /proc is not mounted.
 pub fn children_of(thread: i32) -> Result<Vec<i32>> {
-    let path = format!("/proc/self/task/{thread}/children");
-    match std::fs::read_to_string(&path) {
+    children_list(&format!("/proc/self/task/{thread}/children"))
+}
+
+fn children_list(path: &str) -> Result<Vec<i32>> {
+    match std::fs::read_to_string(path) {
         Ok(list) => Ok(list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()),
         // The thread has ended: its children are another one's now.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
@@ -65,8 +68,7 @@ pub fn children_of(thread: i32) -> Result<Vec<i32>> {
 pub fn children_of_process(pid: i32) -> Vec<i32> {
     let mut found = Vec::new();
     for thread in numbers(&format!("/proc/{pid}/task")).unwrap_or_default() {
-        let list = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/children"));
-        found.extend(list.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()));
+        found.extend(children_list(&format!("/proc/{pid}/task/{thread}/children")).unwrap_or_default());
     }
     found
 }

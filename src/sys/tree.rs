@@ -4,23 +4,16 @@
 //! whatever session or process group it made. So all of them can be found from it as long as it lives.
 
 use std::collections::HashSet;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
-use super::{procfs, thread};
+use super::process::{self, Child};
+use super::procfs;
 
 /// Processes that were found, by pidfd: none of them can be mistaken for another.
 #[derive(Debug, Default)]
-pub struct Tree(Vec<Kin>);
-
-#[derive(Debug)]
-struct Kin {
-    pid: i32,
-    pidfd: OwnedFd,
-}
+pub struct Tree(Vec<Child>);
 
 impl Tree {
     /// Adds everything below a process that is not in it yet, and stops it, so that it can't make more. It
@@ -30,34 +23,36 @@ impl Tree {
     /// Where /proc is not mounted nothing is found. A process that no descriptor is left for is killed at
     /// once.
     pub fn gather(&mut self, root: i32, deadline: Instant) {
-        if root != super::process::id() {
+        if root != process::id() {
             await_stop(root, deadline);
         }
+        let mut known: HashSet<i32> = self.0.iter().map(Child::pid).collect();
         loop {
             let before = self.0.len();
             let mut seen = HashSet::from([root]);
             let mut parents = vec![root];
             while let Some(parent) = parents.pop() {
                 let children = procfs::children_of_process(parent);
-                let known: HashSet<i32> = self.0.iter().map(|kin| kin.pid).collect();
-                let mut opened = Vec::new();
-                for &pid in children.iter().filter(|pid| !known.contains(pid)) {
-                    if let Some(id) = Pid::from_raw(pid) {
-                        opened.push((pid, id, rustix::process::pidfd_open(id, PidfdFlags::empty())));
-                    }
-                }
+                let new =
+                    children.iter().filter(|pid| !known.contains(pid)).filter_map(|&pid| Pid::from_raw(pid));
+                let opened: Vec<_> =
+                    new.map(|pid| (pid, rustix::process::pidfd_open(pid, PidfdFlags::empty()))).collect();
                 if !opened.is_empty() {
                     // Whoever is still listed was not reaped meanwhile, so its number is still its own.
                     let still = procfs::children_of_process(parent);
-                    for (pid, id, pidfd) in opened.into_iter().filter(|(pid, ..)| still.contains(pid)) {
-                        match pidfd {
-                            Ok(pidfd) => {
-                                let kin = Kin { pid, pidfd };
-                                kin.signal(Signal::STOP);
-                                self.0.push(kin);
+                    for (pid, pidfd) in opened {
+                        let number = pid.as_raw_nonzero().get();
+                        if !still.contains(&number) {
+                            continue;
+                        }
+                        match pidfd.map(|pidfd| Child::from_parts(number, pidfd)) {
+                            Ok(Ok(child)) => {
+                                signal(&child, Signal::STOP);
+                                known.insert(number);
+                                self.0.push(child);
                             }
                             // EMFILE, or it has ended.
-                            Err(_) => drop(rustix::process::kill_process(id, Signal::KILL)),
+                            _ => drop(rustix::process::kill_process(pid, Signal::KILL)),
                         }
                     }
                 }
@@ -65,7 +60,7 @@ impl Tree {
             }
             // Whoever was in the middle of a fork still finishes it: only what has stopped makes no more.
             for kin in &self.0[before..] {
-                await_stop(kin.pid, deadline);
+                await_stop(kin.pid(), deadline);
             }
             if self.0.len() == before || Instant::now() > deadline {
                 return;
@@ -81,20 +76,21 @@ impl Tree {
     /// Lets all of them go on.
     pub fn go_on(&self) {
         for kin in &self.0 {
-            kin.signal(Signal::CONT);
+            signal(kin, Signal::CONT);
         }
     }
 
     /// Kills all of them.
     pub fn kill(&self) {
         for kin in &self.0 {
-            kin.signal(Signal::KILL);
+            signal(kin, Signal::KILL);
         }
     }
 
     /// Kills all of them, and what is below those by now.
     pub fn kill_with_kin(&mut self, deadline: Instant) {
-        let known: Vec<i32> = self.0.iter().filter(|kin| !kin.has_ended()).map(|kin| kin.pid).collect();
+        let known: Vec<i32> =
+            self.0.iter().filter(|kin| !kin.wait_until(Instant::now())).map(Child::pid).collect();
         for pid in known {
             self.gather(pid, deadline);
         }
@@ -107,26 +103,9 @@ impl Tree {
     }
 }
 
-impl Kin {
-    fn signal(&self, number: Signal) {
-        // ESRCH: it has ended. EPERM: it has become somebody else, whom we may not end.
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, number);
-    }
-
-    fn has_ended(&self) -> bool {
-        self.wait_until(Instant::now())
-    }
-
-    fn wait_until(&self, deadline: Instant) -> bool {
-        loop {
-            let left = thread::timespec(deadline.saturating_duration_since(Instant::now()));
-            let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
-            match rustix::event::poll(&mut ended, Some(&left)) {
-                Err(rustix::io::Errno::INTR) => {}
-                outcome => return outcome == Ok(1),
-            }
-        }
-    }
+fn signal(process: &Child, number: Signal) {
+    // EPERM: it has become somebody else, whom we may not end.
+    let _ = process.signal(number);
 }
 
 /// Waits until a process that was told to stop has, or has ended. The kernel tells that to nobody but its
@@ -141,10 +120,10 @@ fn await_stop(pid: i32, deadline: Instant) {
 /// Ends everything below this process, and waits for that until `deadline`. Other threads of it may be
 /// making more meanwhile.
 pub fn end_own(deadline: Instant) {
-    if !super::process::has_children() {
+    if !process::has_children() {
         return;
     }
-    let own = super::process::id();
+    let own = process::id();
     while procfs::children_of_process(own).into_iter().any(|pid| !procfs::is_zombie(pid)) {
         let mut tree = Tree::default();
         tree.gather(own, deadline);
