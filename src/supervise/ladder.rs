@@ -165,16 +165,18 @@ impl Ladder {
             rungs.push((rung, seconds(&format!("the budget of `{rung}`"), *budget)?));
         }
         let last = rungs.last().filter(|(_, budget)| !budget.is_zero()).map(|(rung, _)| *rung);
-        match last {
-            Some(Rung::Sigkill) if backend.is_process() => Ok(Self(rungs)),
-            Some(last) if !backend.is_process() && last > Rung::Cancel => Ok(Self(rungs)),
-            _ if backend.is_process() => Err(Error::invalid(
+        let (ends_it, rule) = if backend.is_process() {
+            (
+                last == Some(Rung::Sigkill),
                 "the last rung of a process's ladder must be `sigkill`, with a budget above 0: nothing else ends every process",
-            )),
-            _ => Err(Error::invalid(
+            )
+        } else {
+            (
+                last > Some(Rung::Cancel),
                 "the last rung of a subinterpreter's ladder must be one after `cancel`, with a budget above 0: a worker that has not started yet can't be asked",
-            )),
-        }
+            )
+        };
+        if ends_it { Ok(Self(rungs)) } else { Err(Error::invalid(rule)) }
     }
 
     /// The ladder of the same worker behind another wall: its bounds stay.

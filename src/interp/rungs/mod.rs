@@ -37,12 +37,8 @@ pub enum Force {
 
 /// Why this force can't be used in this process, if it can't.
 pub fn missing(_: Token<'_>, force: Force) -> Option<String> {
-    let found = match force {
-        Force::Interrupt | Force::Unwind | Force::Destroy => {
-            Offsets::get().map_err(|error| error.to_string()).map(drop)
-        }
-        Force::Unblock => Offsets::get().map_err(|error| error.to_string()).and_then(|_| kick::support()),
-    };
+    let layout = Offsets::get().map(drop).map_err(|error| error.to_string());
+    let found = if force == Force::Unblock { layout.and_then(|()| kick::support()) } else { layout };
     found.err()
 }
 

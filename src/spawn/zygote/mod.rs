@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::process::Signal;
 
 use crate::error::{Error, Result};
 use crate::sys::lock::lock;
@@ -162,7 +161,7 @@ impl Zygote {
         state: &'a mut State,
         start: impl FnOnce() -> Result<Started>,
     ) -> Result<&'a mut Running, Refusal> {
-        if state.running.as_mut().is_some_and(Running::has_ended) {
+        if state.running.as_ref().is_some_and(Running::has_ended) {
             log::line(format_args!("the fork server has died; a new one is started"));
             state.clean_up();
         }
@@ -214,7 +213,7 @@ impl Running {
         }
     }
 
-    fn has_ended(&mut self) -> bool {
+    fn has_ended(&self) -> bool {
         self.started.child.wait_until(Instant::now())
     }
 
@@ -324,27 +323,30 @@ impl Started {
     /// # Errors
     /// When it has ended already.
     pub fn new(child: Child, socket: OwnedFd, boot_log: OwnedFd, order: Vec<u8>) -> Result<Self> {
+        let deadline = Instant::now() + START_BOUND;
         let mut sent = fd::send_with_fds(&socket, &order, &[]);
         while let Ok(count) = sent
             && count < order.len()
         {
             // Longer than the socket's buffer: the zygote reads while it starts.
             let mut writable = [PollFd::new(&socket, PollFlags::OUT)];
-            let bound = thread::timespec(START_BOUND);
-            sent = rustix::event::poll(&mut writable, Some(&bound)).and_then(|_| {
-                match rustix::net::send(&socket, &order[count..], rustix::net::SendFlags::NOSIGNAL) {
-                    Ok(more) => Ok(count + more),
-                    Err(Errno::AGAIN) => Ok(count),
-                    Err(errno) => Err(errno),
+            let left = deadline.saturating_duration_since(Instant::now());
+            sent = match rustix::event::poll(&mut writable, Some(&thread::timespec(left))) {
+                Err(Errno::INTR) => Ok(count),
+                Err(errno) => Err(errno),
+                Ok(0) => Err(Errno::TIMEDOUT),
+                Ok(_) => {
+                    match rustix::net::send(&socket, &order[count..], rustix::net::SendFlags::NOSIGNAL) {
+                        Ok(more) => Ok(count + more),
+                        Err(Errno::AGAIN) => Ok(count),
+                        Err(errno) => Err(errno),
+                    }
                 }
-            });
+            };
         }
         match sent {
             Ok(_) => Ok(Self { child, socket, boot_log, order }),
             Err(errno) => {
-                if let Err(error) = child.signal(Signal::KILL) {
-                    log::line(format_args!("{error}"));
-                }
                 child.destroy();
                 Err(Error::os("tell the fork server what to do", errno))
             }

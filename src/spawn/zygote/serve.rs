@@ -24,7 +24,7 @@ pub fn keep_socket(socket: OwnedFd) {
 /// in children only, which are as freshly started ones from then on: their channel is fd 0.
 ///
 /// # Errors
-/// When this process is no zygote, or has no /dev/null to put in the place of what children must not have.
+/// When this process is no zygote, or the host breaks the protocol; EMFILE.
 pub fn serve(token: Token<'_>, failures: Vec<PreloadFailure>) -> Result<()> {
     let socket = lock(&SOCKET).take().ok_or_else(|| Error::state("this process is no fork server"))?;
     // Its end is that of the socket; a child unblocks what it needs.
