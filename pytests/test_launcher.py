@@ -1030,6 +1030,26 @@ def test_workers_of_a_program_end_with_it(mode: str, backend: str) -> None:
     assert (found.returncode, found.stdout, found.stderr) == (0, "120\n", "")
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_program_waits_for_the_clean_up_of_its_workers(mode: str) -> None:
+    source = """
+    import tractor_host as th
+    slow = (
+        "import time, sys\\n"
+        "print('there', flush=True)\\n"
+        "try: time.sleep(1000)\\n"
+        "finally:\\n"
+        "    time.sleep(0.5)\\n"  # longer than the main thread waits in one go
+        "    print('cleaned up', flush=True)\\n"
+    )
+    left = th.spawn(th.Source(slow), backend="exec", stdio="/dev/stdout")
+    while left.state != "running":
+        pass
+    """
+    found = launch("run", "--main", mode, "-c", source, env={"PYTHONPATH": PACKAGE_PATH})
+    assert (found.returncode, found.stdout, found.stderr) == (0, "there\ncleaned up\n", "")
+
+
 SHOW_PREFIX = "import sys; print(sys.executable, sys.prefix)"
 
 

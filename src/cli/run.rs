@@ -65,10 +65,13 @@ fn started(start: &Start<'_>, place: Place) -> Result<i32> {
 /// Ends the program's workers, within the bounds of their ladders. In the main interpreter the package
 /// itself does that at exit; it leaves a subinterpreter's to whoever ends that.
 fn end_workers() {
-    if let Ok(Some(supervisor)) = Supervisor::existing()
-        && let Err(error) = supervisor.shut_down()
-    {
-        complain(error);
+    let Ok(Some(supervisor)) = Supervisor::existing() else { return };
+    while let Err(error) = supervisor.shut_down() {
+        // It looks up now and then; Python's handlers, for which it does, have had their time.
+        if !error.is_interrupted() {
+            complain(error);
+            return;
+        }
     }
 }
 

@@ -7,6 +7,8 @@ pub mod object;
 pub mod offsets;
 pub mod value;
 
+use std::ffi::{c_int, c_void};
+
 pub use pyo3_ffi as py;
 
 unsafe extern "C" {
@@ -15,6 +17,16 @@ unsafe extern "C" {
         state: *mut *mut py::PyThreadState,
         config: *const py::PyInterpreterConfig,
     ) -> py::PyStatus;
+
+    /// Has `function` called with `argument` by whichever thread of the interpreter runs Python next, at its
+    /// next check of the eval loop. May be called by any thread, attached or not. Not 0: there is no room.
+    /// Private; its form is that of 3.14, which [`offsets::Offsets::get`] vouches for.
+    pub(crate) fn _PyEval_AddPendingCall(
+        interpreter: *mut py::PyInterpreterState,
+        function: unsafe extern "C" fn(*mut c_void) -> c_int,
+        argument: *mut c_void,
+        flags: c_int,
+    ) -> c_int;
 
     /// The runtime's state. Only the table at its head is read (see `offsets`).
     pub(crate) static _PyRuntime: u8;

@@ -8,6 +8,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::attach::{Attached, Interpreter, Token};
+use super::rungs::Force;
 use super::rungs::destroy::Doom;
 use crate::sys::lock::lock;
 use crate::sys::process::Orphans;
@@ -27,6 +28,8 @@ pub(super) struct State {
     /// The thread that opened it, as long as it is there for sure.
     pub(super) runner_native: Option<i32>,
     pub(super) visitors: usize,
+    /// How hard the interpreter's own threads are to press it, once one of them gets to hear of that.
+    pub(super) summons: Option<Force>,
     /// Processes that its threads had started, killed and to be reaped.
     pub(super) orphans: Orphans,
     /// What the interpreter's end asks before every line of Python.
@@ -71,25 +74,19 @@ impl Door {
     ///
     /// It waits for the interpreter's GIL without a bound; see [`Attached::new`].
     pub fn visit<R>(&self, body: impl FnOnce(Token<'_>) -> R) -> Option<R> {
-        struct Leave<'a>(&'a Door);
-        impl Drop for Leave<'_> {
-            fn drop(&mut self) {
-                lock(&self.0.state).visitors -= 1;
-                self.0.left.notify_all();
-            }
-        }
-        let interpreter = {
-            let mut state = lock(&self.state);
-            let interpreter = state.interpreter?;
-            state.visitors += 1;
-            interpreter
-        };
-        let _leave = Leave(self);
-        // SAFETY: the interpreter's thread waits in `close` until the visitor count, which was
-        // raised while the door was open, is back to zero; `_leave` is dropped after `attached`.
-        // Visitors are threads of the supervisor, which are never attached.
-        let attached = unsafe { Attached::new(interpreter) };
+        let stay = self.enter()?;
+        // SAFETY: `stay` is dropped after `attached`, and keeps the interpreter. Visitors are threads of
+        // the supervisor, which are never attached.
+        let attached = unsafe { Attached::new(stay.interpreter) };
         Some(body(attached.token()))
+    }
+
+    /// Keeps the interpreter, without attaching to it. `None` when the door is closed.
+    pub(super) fn enter(&self) -> Option<Stay<'_>> {
+        let mut state = lock(&self.state);
+        let interpreter = state.interpreter?;
+        state.visitors += 1;
+        Some(Stay { door: self, interpreter })
     }
 
     /// The interpreter, as long as it has not ended.
@@ -102,5 +99,19 @@ impl Door {
         let mut state = lock(&self.state);
         state.runner_native = None;
         state.behind = None;
+    }
+}
+
+/// The interpreter behind a door, which does not end while this is there: its own thread waits in
+/// [`Door::close`] until the count of visitors, which was raised while the door was open, is back to zero.
+pub(super) struct Stay<'a> {
+    door: &'a Door,
+    pub(super) interpreter: Interpreter,
+}
+
+impl Drop for Stay<'_> {
+    fn drop(&mut self) {
+        lock(&self.door.state).visitors -= 1;
+        self.door.left.notify_all();
     }
 }

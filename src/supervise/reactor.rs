@@ -737,7 +737,7 @@ fn press(door: &Arc<Door>, pressure: &Arc<Pressure>, force: Force) {
 }
 
 /// Until the worker is gone. Also once it has been given up: then with patience.
-fn keep_pressing(door: &Door, pressure: &Pressure) {
+fn keep_pressing(door: &Arc<Door>, pressure: &Pressure) {
     let started = Instant::now();
     let mut kicker = None;
     loop {
@@ -746,7 +746,7 @@ fn keep_pressing(door: &Door, pressure: &Pressure) {
             // Where it can't be had, that was said when the first interpreter was made.
             kicker = Kicker::new().ok();
         }
-        match door.press(force, kicker.as_mut()) {
+        match door.summon(force).and_then(|()| door.press(force, kicker.as_mut())) {
             Ok(true) => {}
             // The runner is past its code: it is ending the interpreter.
             Ok(false) if force == Force::Destroy => door.doom(kicker.as_mut()),

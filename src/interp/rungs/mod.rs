@@ -5,6 +5,7 @@ pub mod abandoned;
 mod cancel;
 pub mod destroy;
 mod interrupt;
+mod summons;
 mod unblock;
 mod unwind;
 
@@ -101,15 +102,23 @@ const CHILDREN_END: Duration = Duration::from_secs(1);
 /// Holding its GIL all the while, so that each of them is still there: a thread that Python knows
 /// needs the GIL to leave.
 pub fn press(token: Token<'_>, threads: &[ThreadIds], force: Force, kicker: Option<&mut Kicker>) {
-    silence(token, force);
-    interrupt::raise_in(token, threads);
-    if force >= Force::Unwind && !threads.is_empty() {
-        unwind::trace_all(token);
+    condemn(token, threads, force);
+    if force >= Force::Unwind {
+        unwind::untrace(token); // this thread is not one of them
     }
     if force >= Force::Unblock
         && let Some(kicker) = kicker
     {
         unblock::kick_all(threads, kicker);
+    }
+}
+
+/// What of pressing is Python's own: the given threads can't run on.
+fn condemn(token: Token<'_>, threads: &[ThreadIds], force: Force) {
+    silence(token, force);
+    interrupt::raise_in(token, threads);
+    if force >= Force::Unwind && !threads.is_empty() {
+        unwind::trace_all(token);
     }
 }
 
@@ -134,16 +143,28 @@ fn silence(_: Token<'_>, force: Force) {
 ///
 /// # Errors
 /// When this Python's layout is not known.
-pub fn other_threads(_: Token<'_>) -> Result<Vec<ThreadIds>> {
+pub fn other_threads(token: Token<'_>) -> Result<Vec<ThreadIds>> {
+    // SAFETY: attached.
+    threads_but(token, unsafe { py::PyThreadState_Get() })
+}
+
+/// The threads of the interpreter that this thread is attached to.
+///
+/// # Errors
+/// When this Python's layout is not known.
+fn all_threads(token: Token<'_>) -> Result<Vec<ThreadIds>> {
+    threads_but(token, std::ptr::null_mut())
+}
+
+fn threads_but(_: Token<'_>, spared: *mut py::PyThreadState) -> Result<Vec<ThreadIds>> {
     let offsets = Offsets::get()?;
     let mut found = Vec::new();
     // SAFETY: attached: this interpreter's thread states are made and deleted under its GIL (or,
     // for states of threads that are only just starting, added at the head of the list).
     unsafe {
-        let own = py::PyThreadState_Get();
         let mut state = py::PyInterpreterState_ThreadHead(py::PyInterpreterState_Get());
         while !state.is_null() {
-            if state != own {
+            if state != spared {
                 found.push(offsets.thread_ids(state));
             }
             state = py::PyThreadState_Next(state);

@@ -5,13 +5,19 @@ use std::ffi::c_int;
 use super::super::attach::Token;
 use crate::ffi::py;
 
-/// Makes every line of Python raise `SystemExit`, in all threads of the interpreter but this one.
+/// Makes every line of Python raise `SystemExit`, in all threads of the interpreter, this one too.
 pub(super) fn trace_all(_: Token<'_>) {
-    // SAFETY: attached; the function needs no object. It sets this thread's too, which is put
-    // back: this thread is not condemned.
+    // SAFETY: attached; the function needs no object.
     unsafe {
         py::PyEval_SetTraceAllThreads(Some(raise_always), std::ptr::null_mut());
         py::PyErr_Clear();
+    }
+}
+
+/// Lets this thread run on.
+pub(super) fn untrace(_: Token<'_>) {
+    // SAFETY: attached.
+    unsafe {
         py::PyEval_SetTrace(None, std::ptr::null_mut());
         py::PyErr_Clear();
     }
