@@ -43,6 +43,7 @@ fn end_by_summons(gil: Gil, force: Force, code: &'static str) {
             say.send(true).expect("a listener");
             let ended = call::source(token, code);
             door.close(token);
+            door.seal(token);
             pardon(token);
             interpreter.end(&door);
             say.send(ended.is_err()).expect("a listener");
@@ -60,6 +61,6 @@ fn end_by_summons(gil: Gil, force: Force, code: &'static str) {
     };
     assert!(ended, "{gil:?} {force:?}: the code returned");
     runner.join().expect("no panic");
-    // With the door closed there is nobody to be told.
+    // With the door sealed there is nobody to be told.
     door.summon(force).expect("nothing to do");
 }

@@ -33,12 +33,14 @@ class Shape:
         make: Makes what it takes, and returns the function that gets stuck with it.
         hogs_gil: It is C code that keeps the GIL and never checks for anything.
         never_returns: It is C code that gave the GIL up and does not come back.
+        announces: Its function prints `ready` by itself, once it has made what only that can make.
         variants: How it can be run.
     """
 
     make: Callable[[], Callable[[], object]]
     hogs_gil: bool = False
     never_returns: bool = False
+    announces: bool = False
     variants: tuple[Variant, ...] = VARIANTS
 
     @property
@@ -56,7 +58,8 @@ def stuck(name: str, variant: Variant = "plain") -> None:
 
         for daemon in (True, False):
             threading.Thread(target=shape.make(), daemon=daemon).start()
-    print("ready", flush=True)
+    if not shape.announces:
+        print("ready", flush=True)
     if variant == "except-all":
         while True:
             try:
@@ -316,13 +319,18 @@ def _make_waitpid() -> Callable[[], object]:
 def _make_trio_forever() -> Callable[[], object]:
     import trio
 
-    return lambda: trio.run(trio.sleep_forever)
+    async def main() -> None:
+        print("ready", flush=True)
+        await trio.sleep_forever()
+
+    return lambda: trio.run(main)
 
 
 def _make_trio_shielded() -> Callable[[], object]:
     import trio
 
     async def main() -> None:
+        print("ready", flush=True)
         with trio.CancelScope(shield=True):
             await trio.sleep_forever()
 
@@ -333,6 +341,7 @@ def _make_asyncio_swallow() -> Callable[[], object]:
     import asyncio
 
     async def main() -> None:
+        print("ready", flush=True)
         while True:
             try:
                 await asyncio.sleep(1000)
@@ -420,9 +429,9 @@ SHAPES: Final[dict[str, Shape]] = {
     "subprocess": Shape(_make_subprocess),
     "waitpid": Shape(_make_waitpid),
     # An event loop runs in one thread of an interpreter only.
-    "trio-forever": Shape(_make_trio_forever, variants=("plain", "except-all")),
-    "trio-shielded": Shape(_make_trio_shielded, variants=("plain", "except-all")),
-    "asyncio-swallow": Shape(_make_asyncio_swallow, variants=("plain", "except-all")),
+    "trio-forever": Shape(_make_trio_forever, announces=True, variants=("plain", "except-all")),
+    "trio-shielded": Shape(_make_trio_shielded, announces=True, variants=("plain", "except-all")),
+    "asyncio-swallow": Shape(_make_asyncio_swallow, announces=True, variants=("plain", "except-all")),
     "finaliser-loop": Shape(lambda: _finaliser_loop, variants=("plain",)),
     "finaliser-sleep": Shape(lambda: _finaliser_sleep, variants=("plain",)),
     "atexit-loop": Shape(lambda: _atexit_loop, variants=("plain",)),

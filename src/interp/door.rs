@@ -27,7 +27,11 @@ pub(super) struct State {
     pub(super) behind: Option<Interpreter>,
     /// The thread that opened it, as long as it is there for sure.
     pub(super) runner_native: Option<i32>,
+    /// Closed, and its own thread is seeing the others off; they can still be summoned.
+    pub(super) evicting: bool,
     pub(super) visitors: usize,
+    /// How hard the interpreter has been pressed so far.
+    pub(super) pressed: Option<Force>,
     /// How hard the interpreter's own threads are to press it, once one of them gets to hear of that.
     pub(super) summons: Option<Force>,
     /// Processes that its threads had started, killed and to be reaped.
@@ -59,11 +63,22 @@ impl Door {
     }
 
     /// Lets nobody in any more, and waits until the last visitor has left. Visitors need the GIL to
-    /// leave, so the caller is detached meanwhile.
+    /// leave, so the caller is detached meanwhile. Other threads of the interpreter can still be
+    /// [summoned](Door::summon), until [`Door::seal`].
     pub fn close(&self, token: Token<'_>) {
+        self.shut(token, true);
+    }
+
+    /// Has the interpreter left alone, for its end. The calling thread may be condemned still.
+    pub fn seal(&self, token: Token<'_>) {
+        self.shut(token, false);
+    }
+
+    fn shut(&self, token: Token<'_>, evicting: bool) {
         token.detached(|| {
             let mut state = lock(&self.state);
             state.interpreter = None;
+            state.evicting = evicting;
             while state.visitors > 0 {
                 state = self.left.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
@@ -89,6 +104,16 @@ impl Door {
         Some(Stay { door: self, interpreter })
     }
 
+    /// As [`Door::enter`], until the door is sealed. The second is the thread that is none of the condemned:
+    /// the interpreter's own, once the door is closed.
+    pub(super) fn enter_summons(&self) -> Option<(Stay<'_>, Option<i32>)> {
+        let mut state = lock(&self.state);
+        let spared = if state.interpreter.is_none() { state.runner_native } else { None };
+        let interpreter = state.interpreter.or(state.behind.filter(|_| state.evicting))?;
+        state.visitors += 1;
+        Some((Stay { door: self, interpreter }, spared))
+    }
+
     /// The interpreter, as long as it has not ended.
     pub fn behind(&self) -> Option<Interpreter> {
         lock(&self.state).behind
@@ -103,7 +128,7 @@ impl Door {
 }
 
 /// The interpreter behind a door, which does not end while this is there: its own thread waits in
-/// [`Door::close`] until the count of visitors, which was raised while the door was open, is back to zero.
+/// [`Door::close`] and [`Door::seal`] until the count of visitors, which was raised before, is back to zero.
 pub(super) struct Stay<'a> {
     door: &'a Door,
     pub(super) interpreter: Interpreter,

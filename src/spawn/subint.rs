@@ -88,8 +88,9 @@ fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>)
         .and_then(|()| call::set_sys_path(token, &job.sys_path))
         .and_then(|()| call::function(token, c"tractor_host._child", c"main"));
     job.door.close(token);
-    pardon(token);
     drain(job, token);
+    job.door.seal(token);
+    pardon(token);
     if let Err(error) = job.door.end_children(token) {
         crate::sys::log::line(format_args!(
             "the children of worker {} may have been left: {error}",
@@ -107,7 +108,7 @@ fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>)
 fn drain(job: &Job, token: Token<'_>) {
     let (mut period, mut deadline) = (PERIOD, Instant::now() + job.drain);
     loop {
-        match evict_others(token, period, deadline) {
+        match evict_others(token, &job.door, period, deadline) {
             Ok(0) => return,
             Ok(left) if period == PERIOD => {
                 job.reports.stuck(left);

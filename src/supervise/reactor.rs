@@ -729,6 +729,10 @@ struct Pressure {
 /// Presses from now on with at least `force`, on a thread that can be spared: it has to wait for the
 /// interpreter's GIL.
 fn press(door: &Arc<Door>, pressure: &Arc<Pressure>, force: Force) {
+    // Here, because that thread may be queueing for the GIL since the last rung.
+    if let Err(error) = door.summon(force) {
+        log::line(format_args!("cannot press a subinterpreter through its threads: {error}"));
+    }
     let running = lock(&pressure.force).replace(force).is_some();
     if !running {
         let (door, pressure) = (Arc::clone(door), Arc::clone(pressure));

@@ -70,6 +70,7 @@ impl Door {
     /// # Errors
     /// When this Python's layout is not known, so that its threads can't be told.
     pub fn press(&self, force: Force, kicker: Option<&mut Kicker>) -> Result<bool> {
+        self.note(force);
         let pressed = self.visit(|token| {
             let threads = other_threads(token)?;
             if force >= Force::Unblock {
@@ -79,6 +80,16 @@ impl Door {
             Ok(())
         });
         pressed.transpose().map(|visited| visited.is_some())
+    }
+
+    fn note(&self, force: Force) {
+        let mut state = lock(&self.state);
+        state.pressed = state.pressed.max(Some(force));
+    }
+
+    /// How hard the interpreter has been pressed so far, or would have been, had the door been open.
+    pub fn pressed(&self) -> Option<Force> {
+        lock(&self.state).pressed
     }
 
     /// Ends the processes that the interpreter's threads have started and not waited for: the calling
@@ -174,12 +185,12 @@ fn threads_but(_: Token<'_>, spared: *mut py::PyThreadState) -> Result<Vec<Threa
 }
 
 /// Ends all other threads of the interpreter that this thread is attached to, trying every `period`
-/// until `deadline`. How many are left: threads that outlive their interpreter take the process with
+/// until `deadline`, as hard as its door has been pressed on or harder. How many are left: threads that outlive their interpreter take the process with
 /// them, so it must not be ended before it is none.
 ///
 /// # Errors
 /// When this Python's layout is not known, so that the threads can't be told or counted.
-pub fn evict_others(token: Token<'_>, period: Duration, deadline: Instant) -> Result<usize> {
+pub fn evict_others(token: Token<'_>, door: &Door, period: Duration, deadline: Instant) -> Result<usize> {
     /// How often they are only told to end, before they are made to.
     const GENTLE_ROUNDS: usize = 3;
     let never = Event::new();
@@ -190,8 +201,9 @@ pub fn evict_others(token: Token<'_>, period: Duration, deadline: Instant) -> Re
         if left.is_empty() || Instant::now() > deadline {
             return Ok(left.len());
         }
-        let force = if round < GENTLE_ROUNDS { Force::Interrupt } else { Force::Unblock };
-        if force == Force::Unblock && kicker.is_none() {
+        let own = if round < GENTLE_ROUNDS { Force::Interrupt } else { Force::Unblock };
+        let force = door.pressed().map_or(own, |pressed| pressed.max(own));
+        if force >= Force::Unblock && kicker.is_none() {
             // Where it can't be had, threads that are blocked are waited for.
             kicker = Kicker::new().ok();
         }

@@ -16,12 +16,14 @@ use crate::sys::lock::lock;
 impl Door {
     /// Has the interpreter behind the door pressed by whichever of its threads runs Python next. That is in
     /// vain for those that are blocked, which [`Door::press`] is for. Waits for no GIL.
+    /// Works until the door is sealed.
     ///
     /// # Errors
     /// When this Python's layout is not known.
     pub fn summon(self: &Arc<Self>, force: Force) -> crate::Result<()> {
         Offsets::get()?; // read and checked when the first subinterpreter was made
-        let Some(stay) = self.enter() else { return Ok(()) };
+        self.note(force);
+        let Some((stay, _)) = self.enter_summons() else { return Ok(()) };
         if lock(&self.state).summons.replace(force).is_some() {
             return Ok(()); // one is on its way
         }
@@ -45,10 +47,11 @@ unsafe extern "C" fn obey(door: *mut c_void) -> c_int {
     // SAFETY: CPython calls this attached.
     let token = unsafe { Token::assume_attached() };
     let force = lock(&door.state).summons.take();
-    // Once the door is closed there is nobody to be pressed.
-    if let (Some(force), Some(_stay)) = (force, door.enter())
-        && let Ok(threads) = all_threads(token)
+    // Once the door is sealed there is nobody to be pressed.
+    if let (Some(force), Some((_stay, spared))) = (force, door.enter_summons())
+        && let Ok(mut threads) = all_threads(token)
     {
+        threads.retain(|thread| Some(thread.native) != spared);
         condemn(token, &threads, force);
     }
     0

@@ -62,6 +62,7 @@ fn run(at_end: &AtEnd) -> Result<Ended> {
     let ended = run_in(token, &door);
     token.detached(at_end.stop);
     door.close(token);
+    door.seal(token);
     if let Ok(ended) = ended
         && !is_last_thread(token)
     {
