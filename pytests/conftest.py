@@ -27,8 +27,10 @@ import tractor_host as th
 from tractor_host import _native
 
 #: The backends of this version; a test that takes `backend` runs once for each.
-BACKENDS = ("subint", "forkserver", "fork", "exec")
-PROCESS_BACKENDS = ("forkserver", "fork", "exec")
+BACKENDS = ("subint", "forkserver", "subint_forkserver", "fork", "exec")
+PROCESS_BACKENDS = ("forkserver", "subint_forkserver", "fork", "exec")
+#: Those whose workers' code runs in the main interpreter of a process, which hears of signals.
+SIGNALLED_BACKENDS = ("forkserver", "fork", "exec")
 #: Longer than anything takes on a loaded machine; what waits for less says so.
 PATIENCE = 30.0
 
@@ -49,6 +51,11 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=PROCESS_BACKENDS)
 def process_backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=SIGNALLED_BACKENDS)
+def signalled_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -79,6 +86,7 @@ def _link(fd: int) -> str:
 def supervisor_is_up() -> None:
     """Its own threads and fds are there before the first test counts any."""
     th.spawn("os:getpid", backend="forkserver").result(timeout=PATIENCE)
+    th.spawn("os:getpid", backend="subint_forkserver").result(timeout=PATIENCE)
     th.spawn("os:getpid", backend="fork").result(timeout=PATIENCE)
     th.spawn("os:getpid", backend="subint").result(timeout=PATIENCE)
     # Loaded lazily by tests otherwise, with an fd or a thread of its own at first use.

@@ -137,17 +137,10 @@ def test_an_unknown_backend_says_which_there_are() -> None:
     for name in ("thread", "", "Fork", "subinterpreter"):
         refuses(
             ValueError,
-            rf"unknown backend {name!r}; there are 'forkserver', 'subint', 'fork', 'exec'",
+            rf"unknown backend {name!r}; there are 'forkserver', 'subint', 'subint_forkserver', 'fork', 'exec'",
             targets.nothing,
             backend=name,
         )
-
-
-@pytest.mark.parametrize("name", ["subint_forkserver"])
-def test_a_backend_of_a_later_version_says_what_to_use_instead(name: str) -> None:
-    refuses(
-        ValueError, rf"'{name}' is not part of this version; 'forkserver' ", targets.nothing, backend=name
-    )
 
 
 def test_an_unknown_backend_of_the_environment_says_where_it_is_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,6 +392,7 @@ def test_at_the_limit_of_processes_and_threads(backend: str, program: Callable[.
     what = {
         "subint": "start a worker's thread",
         "forkserver": "fork a worker",
+        "subint_forkserver": "fork a worker",
         "fork": "fork a worker",
         "exec": "start `",
     }[backend]

@@ -264,7 +264,12 @@ def test_a_module_that_starts_a_thread_is_refused_by_name(
         "threading.Thread(target=threading.Event().wait, name='lingers', daemon=True).start()\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    th.preload(["threaded"])
+    with pytest.raises(RuntimeError, match=r"starts threads \(there are th-zygote, lingers then\)"):
+        th.preload(["threaded"])
+    # Nothing has changed.
+    assert spawn("os:getpid").result(timeout=PATIENCE)
+    monkeypatch.setenv("TRACTOR_HOST_PRELOAD", "threaded")
+    _native.fork_server() and os.kill(_native.fork_server(), signal.SIGKILL)
     with pytest.raises(RuntimeError, match=r"the fork server has 2 threads \(th-zygote, lingers\)"):
         spawn("os:getpid")
 

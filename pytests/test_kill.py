@@ -103,11 +103,11 @@ def shape_id(shape: tuple[int, Shape, tuple[Any, ...], str]) -> str:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 def test_a_stuck_process_is_ended_by_the_rung_that_it_takes(
-    process_backend: str, shape: tuple[int, Shape, tuple[Any, ...], str]
+    signalled_backend: str, shape: tuple[int, Shape, tuple[Any, ...], str]
 ) -> None:
     _, target, args, rung = shape
     limits = budgets(rung)
-    worker = ready(th.spawn(target, *args, backend=process_backend, stdio="pipe", **limits))
+    worker = ready(th.spawn(target, *args, backend=signalled_backend, stdio="pipe", **limits))
     if target is targets.stop_itself:
         until(lambda: "State:\tT" in Path(f"/proc/{worker.pid}/status").read_text(), "a stopped process")
     found = killed(worker)
@@ -137,9 +137,9 @@ def test_a_stuck_process_is_ended_by_the_rung_that_it_takes(
     ],
 )
 def test_a_stuck_loop_in_a_process_is_ended_by_the_rung_that_it_takes(
-    process_backend: str, runtime: Any, target: Shape, rung: str
+    signalled_backend: str, runtime: Any, target: Shape, rung: str
 ) -> None:
-    worker = th.spawn(target, backend=process_backend, runtime=runtime, stdio="pipe", **budgets(rung))
+    worker = th.spawn(target, backend=signalled_backend, runtime=runtime, stdio="pipe", **budgets(rung))
     found = killed(ready(worker))
     assert (found.rung, found.kind) == (rung, "cancelled" if rung == "cancel" else "killed")
 
@@ -582,9 +582,9 @@ def test_a_time_limit_kills_and_is_named(backend: str) -> None:
         worker.result()
 
 
-def test_a_time_limit_kills_what_does_not_stop(process_backend: str) -> None:
+def test_a_time_limit_kills_what_does_not_stop(signalled_backend: str) -> None:
     worker = th.spawn(
-        targets.spin_and_swallow, backend=process_backend, stdio="null", timeout=0.4, **budgets("sigterm")
+        targets.spin_and_swallow, backend=signalled_backend, stdio="null", timeout=0.4, **budgets("sigterm")
     )
     found = worker.wait(timeout=PATIENCE)
     assert (found.kind, found.rung) == ("killed", "sigterm")
@@ -635,10 +635,11 @@ def test_budgets_of_zero_for_a_subinterpreter_are_honest(program: Callable[..., 
 
 def test_fifty_workers_are_killed_at_once_in_the_time_of_one(backend: str) -> None:
     # Those that spin take turns with all others in a subinterpreter, which is not what is tested here.
-    stubborn = targets.sleep_and_swallow if backend == "subint" else targets.ignore_signals
+    apart = backend in ("subint", "subint_forkserver")
+    stubborn = targets.sleep_and_swallow if apart else targets.ignore_signals
     with together() as spawn:
         gentle = [spawn(targets.sleep_then_clean_up, backend=backend, stdio="pipe") for _ in range(40)]
-        limits = budgets("interrupt" if backend == "subint" else "sigkill")
+        limits = budgets("interrupt" if apart else "sigkill")
         others = [spawn(stubborn, backend=backend, stdio="pipe", **limits) for _ in range(10)]
         for worker in gentle + others:
             ready(worker)
@@ -650,10 +651,10 @@ def test_fifty_workers_are_killed_at_once_in_the_time_of_one(backend: str) -> No
     assert took < 3.0 + MARGIN
 
 
-def test_what_is_in_the_worker_s_process_group_dies_with_it(process_backend: str) -> None:
+def test_what_is_in_the_worker_s_process_group_dies_with_it(signalled_backend: str) -> None:
     for swallow, rung in [(False, "cancel"), (True, "sigterm")]:
         worker = th.spawn(
-            targets.grandchildren, swallow, backend=process_backend, stdio="pipe", **budgets(rung)
+            targets.grandchildren, swallow, backend=signalled_backend, stdio="pipe", **budgets(rung)
         )
         ready(worker)
         until(lambda worker=worker: len(children_of(worker)) == 2, "the grandchild")
@@ -670,11 +671,11 @@ def test_what_a_worker_that_returned_left_in_its_process_group_dies_with_it(proc
     ("then", "rung"), [("return", None), ("sleep", "cancel"), ("swallow", "sigterm"), ("ignore", "sigkill")]
 )
 def test_no_descendant_outlives_its_worker_wherever_it_went(
-    process_backend: str, then: str, rung: str | None
+    signalled_backend: str, then: str, rung: str | None
 ) -> None:
     """Its session, its group and its parent are its own, and it is deaf."""
     limits = budgets(rung) if rung is not None else {}
-    worker = th.spawn(targets.daemons, then, backend=process_backend, stdio="pipe", **limits)
+    worker = th.spawn(targets.daemons, then, backend=signalled_backend, stdio="pipe", **limits)
     until(lambda: len(children_of(worker)) == 2, "the daemons")
     if rung is None:
         assert worker.wait(timeout=PATIENCE).kind == "returned"

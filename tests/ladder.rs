@@ -18,7 +18,7 @@ fn asked(rungs: &[(&str, f64)]) -> Vec<(String, f64)> {
 
 #[test]
 fn default_ladders_have_every_rung_and_keep_their_bounds() {
-    for backend in [Backend::Subint, Backend::Fork, Backend::Exec] {
+    for backend in [Backend::Subint, Backend::SubintForkserver, Backend::Fork, Backend::Exec] {
         for rest in [3, 30] {
             let ladder = Ladder::new(backend, 2 * SECOND, rest * SECOND);
             assert_eq!(rungs(&ladder), Rung::of(backend));

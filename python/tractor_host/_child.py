@@ -35,6 +35,9 @@ def main() -> None:
     is_process = spec["wall"] != "subint"
     code = 1
     try:
+        if spec["wall"] == "subint_forkserver" and _native.is_main_interpreter():
+            _prepare_process()
+            _native.child_apart(spec["gil"])  # it does not return
         _prepare(spec)
         code = _work(spec)
         _wind_up(is_process)
@@ -52,11 +55,10 @@ def main() -> None:
 
 def exec_main() -> None:
     """`main` for a process that was started afresh; or it is a fork server, and `main` for its workers."""
-    template = _native.child_enter()
-    if template is not None:
+    if _native.child_enter():
         from tractor_host import _zygote
 
-        _zygote.main(template)
+        _zygote.main()
         _native.child_enter()
     main()
 
@@ -109,10 +111,11 @@ def _prepare(spec: dict[str, Any]) -> None:
             _open_own_stdio()
             if spec["env"] is not None:
                 _replace_environment(spec["env"])
-        _prepare_process()
+        if wall != "subint_forkserver":
+            _prepare_process()
     if wall != "fork":
         sys.argv = list(map(_fs_decode, spec["argv"]))
-    if wall in ("exec", "forkserver"):
+    if wall in ("exec", "forkserver", "subint_forkserver"):
         sys.path[:] = map(_fs_decode, spec["path"])
 
 
@@ -333,7 +336,8 @@ def _runner(spec: dict[str, Any], target: Any) -> Callable[[Any, Any, Any], Any]
     elif runtime == "asyncio":
         from tractor_host._backends._asyncio import run
     else:
-        return _run_in_process if spec["wall"] != "subint" else _run_in_thread
+        # Only a main interpreter hears of signals.
+        return _run_in_process if _native.is_main_interpreter() else _run_in_thread
     return run
 
 
@@ -393,15 +397,19 @@ def _exit_code(error: SystemExit) -> int:
 def _report_raised(error: BaseException, *, boot: bool) -> int:
     from tractor_host import _remote
 
-    refused = isinstance(error, ImportError) and "does not support loading in subinterpreters" in str(error)
     message = {
         "type": "raised",
         "summary": _remote.summary(error),
         "boot": boot,
-        "refused": refused,
+        "refused": refuses_own_gil(error),
     }
     _native.child_send(message, _remote.dump(error))
     return 1
+
+
+def refuses_own_gil(error: BaseException) -> bool:
+    """Whether it says that an extension module does not load in an interpreter with a GIL of its own."""
+    return isinstance(error, ImportError) and "does not support loading in subinterpreters" in str(error)
 
 
 def _wind_up(is_process: bool) -> None:

@@ -21,6 +21,7 @@ from tractor_host._worker import Worker, budget, finite
 BACKENDS: Final[Mapping[str, str]] = {
     "forkserver": "a process forked from a clean one",
     "subint": "a subinterpreter on a thread of this process",
+    "subint_forkserver": "a subinterpreter in a process forked from a clean one",
     "fork": "a process forked from this one",
     "exec": "a process started afresh",
     "main_thread_forkserver": "fork",
@@ -28,6 +29,8 @@ BACKENDS: Final[Mapping[str, str]] = {
     "trio": "exec",
 }
 _ALIASES = {"main_thread_forkserver": "fork", "subint_fork": "fork", "trio": "exec"}
+#: Those whose workers the fork server forks.
+_ZYGOTE = ("forkserver", "subint_forkserver")
 _DEFAULT = "forkserver"
 #: Seconds: the default of `cancel_timeout` and of `kill_timeout`.
 _BUDGET: Final = 3.0
@@ -56,16 +59,16 @@ def spawn(
         target: `"module:qualname"`, a callable that can be imported by its name (from `__main__` too;
             `async def` too), or a `Source`. It is imported and called in the worker.
         args: Its arguments; pickled.
-        backend: `"forkserver"`, `"subint"`, `"fork"` or `"exec"`; by default `$TRACTOR_HOST_BACKEND`,
-            else `"forkserver"` (or `"fork"`, for what is defined in a `__main__` that no other process can
-            run again, as in an interactive session). tractor's names `"trio"`, `"main_thread_forkserver"`
-            and `"subint_fork"` are taken too.
+        backend: `"forkserver"`, `"subint"`, `"subint_forkserver"`, `"fork"` or `"exec"`; by default
+            `$TRACTOR_HOST_BACKEND`, else `"forkserver"` (or `"fork"`, for what is defined in a `__main__`
+            that no other process can run again, as in an interactive session). tractor's names `"trio"`,
+            `"main_thread_forkserver"` and `"subint_fork"` are taken too.
         name: Shown in `ps` and in every message; made of the target's name by default.
         kwargs: Its keyword arguments; pickled.
         runtime: What runs an `async def` target; by default what the caller runs in, else asyncio.
-        gil: For `"subint"`: `"shared"` takes any extension module, `"own"` runs in parallel, `"auto"`
-            tries its own and *starts the target again* with the shared one when an extension module
-            refuses to load; it is remembered for that target.
+        gil: For `"subint"` and `"subint_forkserver"`: `"shared"` takes any extension module, `"own"` runs in
+            parallel, `"auto"` tries its own and *starts the target again* with the shared one when an
+            extension module refuses to load; it is remembered for that target.
         stdio: stdout and stderr: `"inherit"`, `"null"`, `"pipe"` (collected in memory, see
             `Worker.stdout`; the worker never waits for a reader) or the path of a file to append to.
             stdin is empty.
@@ -112,12 +115,13 @@ def spawn(
                         "use backend='fork'"
                     )
                 wall = "fork"
-    if wall == "fork":
+    if wall == "fork" and _native.is_main_interpreter():  # which is what is forked
         _import_for_forks()
     rungs_asked = None if ladder is None else _ladder(wall, ladder, cancel_timeout, kill_timeout)
     environment = None if env is None else [list(_variable(*pair)) for pair in env.items()]
     spec: dict[str, Any] = {
         "wall": wall,
+        "gil": gil,
         "runtime": runtime,
         "caller": _running_loop(),
         "argv": list(map(fs_text, sys.argv)),
@@ -127,7 +131,7 @@ def spawn(
     }
     if wall == "fork":
         spec["env"] = environment
-    elif wall == "forkserver":
+    elif wall in _ZYGOTE:
         spec["env"] = _environment() if environment is None else environment
     request = {
         "name": name,
@@ -142,14 +146,14 @@ def spawn(
         "kill_timeout": budget("kill_timeout", kill_timeout),
         "ladder": rungs_asked,
         "promote": bool(promote),
-        "command": _command() if wall in ("exec", "forkserver") else [],
-        "preload": _modules_to_preload(_preloads) if wall == "forkserver" else [],
+        "command": _command() if wall == "exec" or wall in _ZYGOTE else [],
+        "preload": _modules_to_preload(_preloads) if wall in _ZYGOTE else [],
         "sys_path": spec["path"] if wall == "subint" else [],
         "spec": spec,
     }
     _end_workers_at_exit()
     worker = Worker._of(_native.spawn(request, packed.payload), warns=True)
-    if wall == "forkserver":
+    if wall in _ZYGOTE:
         for module, traceback in _native.preload_failures():
             warnings.warn(
                 f"{module!r} could not be preloaded; workers will import it themselves\n{traceback}",
@@ -265,11 +269,6 @@ def _backend(asked: str | None) -> str:
     name = asked if asked is not None else os.environ.get("TRACTOR_HOST_BACKEND", _DEFAULT)
     if not isinstance(name, str):
         raise TypeError(f"backend must be a str, not {type(name).__name__}")
-    if name == "subint_forkserver":
-        raise ValueError(
-            f"backend {name!r} is not part of this version; 'forkserver' starts a process, 'subint' a "
-            "subinterpreter in this one"
-        )
     if name not in BACKENDS:
         source = "" if asked is not None else " (from TRACTOR_HOST_BACKEND)"
         raise ValueError(f"unknown backend {name!r}{source}; there are {', '.join(map(repr, BACKENDS))}")
@@ -373,13 +372,13 @@ _registered_in: int | None = None
 
 
 def _end_workers_at_exit() -> None:
-    """Has all workers ended before the main interpreter is. Another interpreter's are ended with it."""
+    """Has all workers ended before the process is. An interpreter's that ends before are ended with it."""
     global _registered_in
-    if _registered_in != os.getpid() and _native.is_main_interpreter():
+    if _registered_in != os.getpid() and _native.owns_process():
         _registered_in = os.getpid()
         atexit.register(_shut_down)
 
 
 def _shut_down() -> None:
-    if _native.shutdown():
+    if _native.shutdown() and _native.is_main_interpreter():
         _native.leave_behind()

@@ -4,10 +4,12 @@
 //! This is the one place that names a position in that table. Everything that relies on it asks
 //! [`Offsets::get`] and says clearly what it can't do when the checks fail.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::{_PyRuntime, py};
 use crate::error::{Error, Result};
+use crate::sys::memory;
 
 /// Where the few private fields that we need are.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +19,7 @@ pub struct Offsets {
     thread_id: usize,
     native_thread_id: usize,
     runtime_size: usize,
+    interpreter_size: usize,
     /// What a stack is read with.
     pub stacks: StackOffsets,
 }
@@ -62,6 +65,7 @@ mod word {
     pub(super) const FREE_THREADED: usize = 1;
     pub(super) const RUNTIME_SIZE: usize = 2;
     pub(super) const INTERPRETERS_HEAD: usize = 4;
+    pub(super) const INTERPRETER_SIZE: usize = 5;
     pub(super) const INTERPRETER_ID: usize = 6;
     pub(super) const INTERPRETER_NEXT: usize = 7;
     pub(super) const INTERPRETER_THREADS_HEAD: usize = 8;
@@ -85,6 +89,8 @@ mod word {
     pub(super) const UNICODE_ASCII_SIZE: usize = 79;
 }
 
+static CHECKED: OnceLock<std::result::Result<Offsets, String>> = OnceLock::new();
+
 impl Offsets {
     /// The offsets, once checked. The calling thread must be attached the first time.
     ///
@@ -92,10 +98,14 @@ impl Offsets {
     /// When this Python's table is not the one of CPython 3.14, or does not agree with what the
     /// public functions say of the calling thread.
     pub fn get() -> Result<&'static Self> {
-        static CHECKED: OnceLock<std::result::Result<Offsets, String>> = OnceLock::new();
         CHECKED.get_or_init(Self::read_and_check).as_ref().map_err(|reason| {
             Error::unsupported(format!("this Python's private layout is not known: {reason}"))
         })
+    }
+
+    /// The offsets, if they have been checked, and found right. May be called by any thread.
+    pub fn if_checked() -> Option<&'static Self> {
+        CHECKED.get()?.as_ref().ok()
     }
 
     fn read_and_check() -> std::result::Result<Self, String> {
@@ -121,6 +131,7 @@ impl Offsets {
             thread_id: offset(word::THREAD_ID)?,
             native_thread_id: offset(word::NATIVE_THREAD_ID)?,
             runtime_size: offset(word::RUNTIME_SIZE)?,
+            interpreter_size: offset(word::INTERPRETER_SIZE)?,
             stacks: StackOffsets {
                 interpreter_threads_head: offset(word::INTERPRETER_THREADS_HEAD)?,
                 thread_next: offset(word::THREAD_NEXT)?,
@@ -168,6 +179,9 @@ impl Offsets {
         };
         if id != expected {
             return Err(format!("interpreter id reads as {id}, is {expected}"));
+        }
+        if !(interpreter_id..1 << 24).contains(&self.interpreter_size) {
+            return Err(format!("an interpreter's state of {} bytes", self.interpreter_size));
         }
         // SAFETY: as above; both sides are read while interpreters can't vanish under this GIL's main.
         let (head, expected) = unsafe {
@@ -261,6 +275,33 @@ impl Offsets {
             let place = (&raw const _PyRuntime).cast_mut().add(slot);
             place.cast::<*mut py::PyThreadState>().write_unaligned(py::PyThreadState_Get());
         }
+    }
+
+    /// Makes an interpreter that [`Offsets::forget_other_interpreters`] has dropped the runtime's second, and
+    /// last, again.
+    ///
+    /// # Safety
+    /// In the only thread of a forked child, attached to the main interpreter, which is the runtime's only
+    /// one; the memory behind `found` is that of an idle interpreter.
+    pub unsafe fn link(&self, found: *mut py::PyInterpreterState) {
+        // SAFETY: forwarded to the caller; the offsets have been checked against this very runtime. New
+        // interpreters go to the head of the list, so the main one is its last.
+        unsafe {
+            let head = (&raw const _PyRuntime).cast_mut().add(self.interpreters_head);
+            let next = found.cast::<u8>().add(self.interpreter_next);
+            next.cast::<*mut py::PyInterpreterState>().write_unaligned(py::PyInterpreterState_Main());
+            head.cast::<*mut py::PyInterpreterState>().write_unaligned(found);
+        }
+    }
+
+    /// Where CPython keeps what is its own and no object: its static memory, and an interpreter's state.
+    pub fn internals(&self, interpreter: *const py::PyInterpreterState) -> [Range<u64>; 2] {
+        static IMAGE: OnceLock<Range<u64>> = OnceLock::new();
+        let runtime = (&raw const _PyRuntime) as u64;
+        let image = IMAGE
+            .get_or_init(|| memory::image_of(runtime).unwrap_or(runtime..runtime + self.runtime_size as u64));
+        let state = interpreter as u64;
+        [image.clone(), state..state + self.interpreter_size as u64]
     }
 
     /// Takes one interpreter out of the runtime's list, so that the runtime's end passes it by.

@@ -59,6 +59,7 @@ impl Door {
         let mut state = lock(&self.state);
         state.interpreter = Some(Interpreter::current(token));
         state.behind = state.interpreter;
+        state.evicting = false;
         state.runner_native = Some(crate::sys::thread::id());
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Once;
 
 use super::attach::Token;
+use super::template::Template;
 use crate::error::{Error, Result};
 use crate::ffi::offsets::Offsets;
 use crate::ffi::py;
@@ -51,12 +52,12 @@ extern "C" fn leave_interpreters_behind() {
     }
 }
 
-/// Forks a child of this process's *parent*, in a process that has one thread and one interpreter.
-/// `None` in the child.
+/// Forks a child of this process's *parent*, in a process that has one thread. `None` in the child, which has
+/// the main interpreter and, at most, the one that it adopts.
 ///
 /// # Errors
 /// When there are other threads; those of [`process::fork_as_sibling`].
-pub fn fork_sibling(token: Token<'_>) -> Result<process::Sibling> {
+pub fn fork_sibling(token: Token<'_>, adopts: Option<Template>) -> Result<process::Sibling> {
     if token.interpreter_id() != 0 {
         return Err(Error::state("only the main interpreter can fork"));
     }
@@ -76,7 +77,14 @@ pub fn fork_sibling(token: Token<'_>) -> Result<process::Sibling> {
         py::PyOS_BeforeFork();
         let made = process::fork_as_sibling();
         match made {
-            Ok(None) => py::PyOS_AfterFork_Child(),
+            Ok(None) => {
+                // No handler of `pthread_atfork` runs here.
+                leave_interpreters_behind();
+                py::PyOS_AfterFork_Child();
+                if let Some(template) = adopts {
+                    template.adopt();
+                }
+            }
             _ => py::PyOS_AfterFork_Parent(),
         }
         made.map_err(|error| Error::os("fork a worker", error))

@@ -10,3 +10,4 @@ pub mod fork;
 pub mod rungs;
 pub mod runtime;
 pub mod subinterp;
+pub mod template;

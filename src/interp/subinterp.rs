@@ -87,4 +87,15 @@ impl SubInterpreter {
         // SAFETY: the thread is attached with this very state, and it is the interpreter's last.
         unsafe { py::Py_EndInterpreter(self.state) };
     }
+
+    /// Leaves it as it is, without a thread state in it, for whoever attaches to it later.
+    pub fn leave(self) -> super::attach::Interpreter {
+        let interpreter = super::attach::Interpreter::current(self.token());
+        // SAFETY: the thread is attached with this very state, which nobody else uses.
+        unsafe {
+            py::PyThreadState_Clear(self.state);
+            py::PyThreadState_DeleteCurrent();
+        }
+        interpreter
+    }
 }

@@ -11,9 +11,9 @@ use crate::ffi::module::{Call, Function, Table};
 use crate::ffi::value::{Arg, Value};
 use crate::interp::attach::{Token, with_current};
 use crate::interp::{call, rungs};
-use crate::spawn::context;
-use crate::spawn::request::{Backend, Request, seconds};
-use crate::spawn::zygote::serve::serve;
+use crate::spawn::request::{Backend, GilPolicy, Request, seconds};
+use crate::spawn::zygote::serve;
+use crate::spawn::{apart, context};
 use crate::supervise::{Rung, Supervisor};
 use crate::wire::message::{FromWorker, PreloadFailure};
 
@@ -168,7 +168,7 @@ native!(Rungs, "rungs", ("backend"), waits: false,
     let backend: Backend = serde_json::from_value(json(args, 0)?.clone())
         .map_err(|error| Error::invalid(format!("no backend: {error}")))?;
     let found = with_current(|token| {
-        let reason = |rung: &Rung| rung.force().filter(|_| !backend.is_process()).and_then(|force| rungs::missing(token, force));
+        let reason = |rung: &Rung| rung.force().filter(|_| backend.is_subinterpreter()).and_then(|force| rungs::missing(token, force));
         Rung::of(backend).iter().map(|rung| json!([rung, reason(rung)])).collect()
     });
     Ok(Json::Array(found.unwrap_or_default()).into())
@@ -193,18 +193,27 @@ native!(PreloadFailures, "preload_failures", (), waits: false,
 native!(ForkServer, "fork_server", (), waits: true,
     "The pid of the fork server, or None. Waits for a spawn that it is busy with.",
     |_, _| Ok(json!(Supervisor::existing()?.and_then(|supervisor| supervisor.zygote().pid())).into()));
-native!(ZygoteServe, "zygote_serve", ("failures"), waits: false,
-"In a fork server: tell what could not be preloaded, then fork on order. Returns in the forked ones.",
+native!(ZygoteOrder, "zygote_order", (), waits: false,
+    "What this process, a fork server, was told to import.",
+    |_, _| Ok(serve::order().into()));
+native!(ZygotePrepared, "zygote_prepared", ("failures"), waits: false,
+"Tell that this interpreter of a fork server has imported what it was told to, but for these.",
 |_, args| {
     let failures: Vec<PreloadFailure> = serde_json::from_value(json(args, 0)?.clone())
         .map_err(|error| Error::invalid(format!("malformed failures: {error}")))?;
-    with_current(|token| serve(token, failures)).transpose()?;
+    serve::prepared(failures);
+    Ok(Value::NONE)
+});
+native!(ZygoteServe, "zygote_serve", (), waits: false,
+"In a fork server: fork on order. Returns in the forked ones.",
+|_, _| {
+    with_current(serve::serve).transpose()?;
     Ok(Value::NONE)
 });
 native!(ChildEnter, "child_enter", (), waits: true,
-    "In a fresh process whose fd 0 is a supervisor's channel: become its worker, or (what it then returns is \
-     the order) its fork server.",
-    |_, _| context::enter_fresh().map(|template| template.map_or(Value::NONE, Value::from)));
+    "In a fresh process whose fd 0 is a supervisor's channel: become its worker, or its fork server. Whether it \
+     is that.",
+    |_, _| Ok(context::enter_fresh()?.into()));
 native!(ChildSpec, "child_spec", (), waits: false,
     "What this interpreter, a worker, was asked to do.",
     |call, _| Ok(context::current(call.interpreter)?.spec().into()));
@@ -235,12 +244,25 @@ native!(
         Ok(Value::NONE)
     }
 );
-native!(ChildLeave, "child_leave", ("code"), waits: false,
-"End this process, a worker, and all that it started, at once with an exit code.",
+native!(ChildApart, "child_apart", ("gil"), waits: false,
+"In a worker process: do its work in a second interpreter, and leave.",
 |_, args| {
-    let code = json(args, 0)?.as_i64().and_then(|code| i32::try_from(code).ok()).unwrap_or(1);
-    context::leave_process(code)
+    let gil: GilPolicy = serde_json::from_value(json(args, 0)?.clone())
+        .map_err(|error| Error::invalid(format!("no kind of GIL: {error}")))?;
+    with_current(|token| apart::run(token, gil)).transpose()?;
+    Ok(Value::NONE)
 });
+native!(ChildLeave, "child_leave", ("code"), waits: false,
+"End this process, a worker, and all that it started, at once with an exit code. In its second interpreter: say \
+ with which one it is to end.",
+|call, args| {
+    let code = json(args, 0)?.as_i64().and_then(|code| i32::try_from(code).ok()).unwrap_or(1);
+    context::leave(call.interpreter, code)?;
+    Ok(Value::NONE)
+});
+native!(OwnsProcess, "owns_process", (), waits: false,
+    "Whether this process ends when this interpreter does: it is the main one, or a worker's second.",
+    |call, _| Ok((call.interpreter == 0 || context::current(call.interpreter).is_ok_and(|context| context.is_process())).into()));
 native!(IsMainInterpreter, "is_main_interpreter", (), waits: false,
     "Whether this is the process's main interpreter.",
     |call, _| Ok((call.interpreter == 0).into()));
@@ -268,6 +290,8 @@ pub(super) fn table() -> Table {
         .with::<Preload>()
         .with::<PreloadFailures>()
         .with::<ForkServer>()
+        .with::<ZygoteOrder>()
+        .with::<ZygotePrepared>()
         .with::<ZygoteServe>()
         .with::<ChildEnter>()
         .with::<ChildSpec>()
@@ -275,7 +299,9 @@ pub(super) fn table() -> Table {
         .with::<ChildStdio>()
         .with::<ChildSend>()
         .with::<ChildRaiseCancelled>()
+        .with::<ChildApart>()
         .with::<ChildLeave>()
+        .with::<OwnsProcess>()
         .with::<IsMainInterpreter>()
 }
 

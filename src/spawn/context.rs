@@ -12,7 +12,9 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::Reports;
 use crate::error::{Error, Result};
+use crate::interp::attach::Token;
 use crate::interp::door::Door;
+use crate::interp::rungs::pressure::Pressure;
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
 use crate::sys::{fd, process, thread, tree};
@@ -34,11 +36,23 @@ enum Link {
 }
 
 struct ProcessLink {
+    /// To the interpreter that the worker's code runs in.
+    door: Arc<Door>,
+    /// What came of its second interpreter, if it has one.
+    apart: Mutex<Apart>,
     channel: OwnedFd,
     /// Held while a frame is written, so that frames of two threads don't mix.
     sending: Mutex<()>,
     /// What becomes fd 2 once the boot is over.
     stderr: Mutex<Option<OwnedFd>>,
+}
+
+#[derive(Debug, Default)]
+struct Apart {
+    /// An extension module's refusal is not the end: it will be tried again with the shared GIL.
+    falls_back: bool,
+    refused: bool,
+    code: Option<i32>,
 }
 
 struct ThreadLink {
@@ -81,8 +95,13 @@ impl Context {
     /// # Errors
     /// When it has been taken.
     pub fn take_payload(&self) -> Result<Arc<Vec<u8>>> {
-        lock(&self.payload)
-            .take()
+        let mut payload = lock(&self.payload);
+        let again = match &self.link {
+            Link::Process(link) if lock(&link.apart).falls_back => payload.clone(),
+            _ => None,
+        };
+        again
+            .or_else(|| payload.take())
             .ok_or_else(|| Error::state("the worker's arguments have been taken already"))
     }
 
@@ -95,6 +114,19 @@ impl Context {
         }
     }
 
+    /// Whether the worker has its process to itself.
+    pub fn is_process(&self) -> bool {
+        matches!(self.link, Link::Process(_))
+    }
+
+    /// To the interpreter that the code of a worker process runs in.
+    pub(super) fn door(&self) -> Option<&Arc<Door>> {
+        match &self.link {
+            Link::Process(link) => Some(&link.door),
+            Link::Thread(_) => None,
+        }
+    }
+
     /// Says something to the supervisor. A process waits until all of it is written.
     ///
     /// # Errors
@@ -104,6 +136,13 @@ impl Context {
             Link::Process(link) => {
                 if *message == FromWorker::Started {
                     link.end_of_boot()?;
+                }
+                if matches!(message, FromWorker::Raised { refused: true, .. }) {
+                    let mut apart = lock(&link.apart);
+                    if apart.falls_back {
+                        apart.refused = true;
+                        return Ok(());
+                    }
                 }
                 let head = message::encode(message, payload.len())?;
                 let _sending = lock(&link.sending);
@@ -121,6 +160,57 @@ impl Context {
             }
         }
     }
+}
+
+/// Lives the worker's life in a second interpreter of its process, between [`Door::open`] and
+/// [`Door::close`]; `body` is what it does there.
+pub(super) struct SecondLife {
+    /// The exit code that it named, if it came to that.
+    pub(super) code: Option<i32>,
+    /// An extension module refused the interpreter, before the target had started.
+    pub(super) refused: bool,
+    /// What the body returned.
+    pub(super) outcome: Result<()>,
+    /// It was told to end.
+    pub(super) pressed: bool,
+}
+
+impl SecondLife {
+    /// # Errors
+    /// When the process is no worker.
+    pub(super) fn live(
+        token: Token<'_>,
+        falls_back: bool,
+        body: impl FnOnce(&Context) -> Result<()>,
+    ) -> Result<Self> {
+        let context = current(0)?;
+        let Link::Process(link) = &context.link else {
+            return Err(Error::state("the main interpreter is a worker of its own process"));
+        };
+        *lock(&link.apart) = Apart { falls_back, ..Apart::default() };
+        install(token.interpreter_id(), Arc::clone(&context))?;
+        link.door.open(token);
+        let outcome = body(&context);
+        link.door.close(token);
+        link.door.seal(token);
+        let apart = lock(&link.apart);
+        let pressed = link.door.pressed().is_some();
+        Ok(Self { code: apart.code, refused: apart.refused, outcome, pressed })
+    }
+}
+
+/// Ends the process of a worker with this code; or has its second interpreter's life end with it.
+///
+/// # Errors
+/// When the interpreter is no worker.
+pub fn leave(interpreter: i64, code: i32) -> Result<()> {
+    if interpreter == 0 {
+        leave_process(code);
+    }
+    if let Link::Process(link) = &current(interpreter)?.link {
+        lock(&link.apart).code = Some(code);
+    }
+    Ok(())
 }
 
 impl ProcessLink {
@@ -165,7 +255,7 @@ impl ThreadWorker {
 }
 
 /// Forgets a subinterpreter's worker. Whether it must be started again with the shared GIL.
-pub(super) fn leave(interpreter: i64) -> bool {
+pub(super) fn forget(interpreter: i64) -> bool {
     let Ok(Some(contexts)) = CONTEXTS.get() else { return false };
     let context = lock(contexts).remove(&interpreter);
     context.is_some_and(|context| match &context.link {
@@ -175,11 +265,11 @@ pub(super) fn leave(interpreter: i64) -> bool {
 }
 
 /// The first steps of a process that was started with a supervisor's channel as fd 0: reads what to be,
-/// and keeps the promises of the contract. What `_zygote` needs, if it is to be that, else a worker.
+/// and keeps the promises of the contract. Whether it is to be a zygote, and no worker.
 ///
 /// # Errors
 /// When fd 0 is not a supervisor's channel.
-pub fn enter_fresh() -> Result<Option<serde_json::Value>> {
+pub fn enter_fresh() -> Result<bool> {
     let channel = fd::adopt_inherited(0)?;
     let null = fd::open("/dev/null".as_ref(), rustix::fs::OFlags::RDWR)?;
     fd::place(null.as_fd(), 0)?;
@@ -196,14 +286,15 @@ pub fn enter_fresh() -> Result<Option<serde_json::Value>> {
             let stderr =
                 fds.into_iter().next().ok_or_else(|| Error::protocol("the supervisor sent no stderr"))?;
             enter_process(&contract, spec, frame.payload.into(), channel, stderr, reader)?;
-            Ok(None)
+            Ok(false)
         }
         ToWorker::Template { spec, preload, contract } => {
             keep(&contract)?;
-            super::zygote::serve::keep_socket(channel);
-            Ok(Some(serde_json::json!({ "spec": spec, "preload": preload })))
+            let order = serde_json::json!({ "spec": spec, "preload": preload });
+            super::zygote::serve::keep(channel, order);
+            Ok(true)
         }
-        ToWorker::Cancel => Err(Error::protocol("told to stop before to begin")),
+        ToWorker::Cancel | ToWorker::Press { .. } => Err(Error::protocol("told to stop before to begin")),
     }
 }
 
@@ -230,10 +321,16 @@ pub(super) fn enter_process(
     keep(contract)?;
     process::be_subreaper()?;
     let parent = process::parent_fd(contract.parent)?;
-    let link = ProcessLink { channel, sending: Mutex::new(()), stderr: Mutex::new(Some(stderr)) };
+    let door = Arc::new(if contract.apart { Door::new() } else { Door::to_main() });
+    let link = ProcessLink {
+        door: Arc::clone(&door),
+        apart: Mutex::default(),
+        channel,
+        sending: Mutex::new(()),
+        stderr: Mutex::new(Some(stderr)),
+    };
     let payload = Mutex::new(Some(payload));
     install(0, Arc::new(Context { spec, payload, link: Link::Process(link) }))?;
-    let door = Arc::new(Door::to_main());
     thread::spawn_deaf("th-channel", move || listen(reader.watching(parent), &door))
         .map_err(|error| Error::os("start the thread that reads the channel", error))?;
     process::go_on_without_parent();
@@ -242,6 +339,7 @@ pub(super) fn enter_process(
 
 /// Reads what the supervisor says, until it is gone; then the process leaves.
 fn listen(mut reader: Reader, door: &Arc<Door>) {
+    let pressure = Arc::<Pressure>::default();
     loop {
         match reader.next() {
             Ok(Some(frame)) => match message::decode(&frame, "a message to a worker") {
@@ -258,6 +356,7 @@ fn listen(mut reader: Reader, door: &Arc<Door>) {
                         crate::sys::log::line(format_args!("cannot deliver a cancellation: {error}"));
                     }
                 }
+                Ok(ToWorker::Press { force }) => pressure.raise(door, force),
                 Ok(ToWorker::Spec { .. } | ToWorker::Template { .. }) => {
                     give_up("a second order of what to be")
                 }

@@ -1,6 +1,7 @@
 //! How a worker comes to be: one file a way in, and the first steps on the other side. It knows
 //! nothing of ladders or registries; what a worker says goes to whoever implements [`Reports`].
 
+pub mod apart;
 pub mod clean;
 pub mod context;
 pub mod exec;

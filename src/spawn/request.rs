@@ -16,6 +16,8 @@ pub enum Backend {
     Subint,
     /// A process forked from the zygote.
     Forkserver,
+    /// A subinterpreter in a process forked from the zygote.
+    SubintForkserver,
     /// A process forked from the clean thread of this one.
     Fork,
     /// A process started afresh.
@@ -28,6 +30,7 @@ impl Backend {
         match self {
             Self::Subint => "subint",
             Self::Forkserver => "forkserver",
+            Self::SubintForkserver => "subint_forkserver",
             Self::Fork => "fork",
             Self::Exec => "exec",
         }
@@ -36,6 +39,16 @@ impl Backend {
     /// Whether the worker is a process of its own.
     pub fn is_process(self) -> bool {
         self != Self::Subint
+    }
+
+    /// Whether the worker's code runs in a subinterpreter.
+    pub fn is_subinterpreter(self) -> bool {
+        matches!(self, Self::Subint | Self::SubintForkserver)
+    }
+
+    /// Whether it is forked from the zygote.
+    pub fn has_zygote(self) -> bool {
+        matches!(self, Self::Forkserver | Self::SubintForkserver)
     }
 }
 
@@ -134,7 +147,7 @@ impl Request {
                 "env and cwd belong to a process and all its interpreters share them; use backend=\"fork\" or \"exec\"",
             ));
         }
-        if matches!(self.backend, Backend::Exec | Backend::Forkserver) && self.command.is_empty() {
+        if (self.backend == Backend::Exec || self.backend.has_zygote()) && self.command.is_empty() {
             return Err(Error::invalid("this backend needs the command that starts a fresh process"));
         }
         Ok(())

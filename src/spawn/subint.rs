@@ -97,7 +97,7 @@ fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>)
             job.name
         ));
     }
-    let refused = context::leave(id);
+    let refused = context::forget(id);
     job.reports.over();
     interpreter.end(&job.door);
     job.door.runner_leaves();

@@ -132,7 +132,9 @@ impl Seen {
                 exit.code = exit.code.or(Some(*asked));
                 exit.cause = format!("raised SystemExit, exit code {asked}");
             }
-            (Some(FromWorker::Cancelled | FromWorker::Started) | None, None) => self.judge_silent(&mut exit),
+            (Some(FromWorker::Cancelled | FromWorker::Started | FromWorker::Refused) | None, None) => {
+                self.judge_silent(&mut exit)
+            }
         }
         exit
     }

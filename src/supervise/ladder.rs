@@ -35,10 +35,10 @@ pub enum Rung {
 impl Rung {
     /// The rungs that can stand in a ladder of this backend, in order.
     pub fn of(backend: Backend) -> &'static [Self] {
-        if backend.is_process() {
-            &[Self::Cancel, Self::Interrupt, Self::Sigterm, Self::Sigkill]
-        } else {
-            &[Self::Cancel, Self::Interrupt, Self::Unwind, Self::Unblock, Self::Destroy]
+        match (backend.is_process(), backend.is_subinterpreter()) {
+            (true, false) => &[Self::Cancel, Self::Interrupt, Self::Sigterm, Self::Sigkill],
+            (true, true) => &[Self::Cancel, Self::Interrupt, Self::Unwind, Self::Unblock, Self::Sigkill],
+            (false, _) => &[Self::Cancel, Self::Interrupt, Self::Unwind, Self::Unblock, Self::Destroy],
         }
     }
 
@@ -123,7 +123,7 @@ impl Ladder {
     /// The default: `cancel` for its own budget, then the rest of the backend's rungs in `rest`.
     pub fn new(backend: Backend, cancel: Duration, rest: Duration) -> Self {
         let mut rungs = vec![(Rung::Cancel, cancel)];
-        if backend.is_process() {
+        if backend.is_process() && !backend.is_subinterpreter() {
             // SIGKILL needs no share of its own but for the kernel's work: it gets what is left.
             rungs.push((Rung::Interrupt, rest / 3));
             rungs.push((Rung::Sigterm, rest / 3));
@@ -131,11 +131,18 @@ impl Ladder {
         } else {
             // Those that leave the code's own clean-up a chance are short: `cancel` was that.
             let share = |millis| Duration::from_millis(millis).min(rest / 4);
-            let [interrupt, unwind, unblock] = [share(10), share(10), share(20)];
+            // Where there is a process to be killed, that is left till late.
+            let longest = if backend.is_process() { 500 } else { 20 };
+            let [interrupt, unwind, unblock] = [share(10), share(10), share(longest)];
             rungs.push((Rung::Interrupt, interrupt));
             rungs.push((Rung::Unwind, unwind));
             rungs.push((Rung::Unblock, unblock));
-            rungs.push((Rung::Destroy, rest.saturating_sub(interrupt + unwind + unblock)));
+            let left = rest.saturating_sub(interrupt + unwind + unblock);
+            rungs.push(if backend.is_process() {
+                (Rung::Sigkill, left.max(Duration::from_secs(1)))
+            } else {
+                (Rung::Destroy, left)
+            });
         }
         Self(rungs)
     }

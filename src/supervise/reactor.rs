@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,9 +18,9 @@ use super::supervisor::Supervisor;
 use super::worker::{State, Worker};
 use crate::error::{Error, Result};
 use crate::interp::door::Door;
-use crate::interp::rungs::{Force, PERIOD};
-use crate::sys::event::{Event, Slot};
-use crate::sys::kick::{self, Kicker};
+use crate::interp::rungs::pressure::Pressure;
+use crate::sys::event::Slot;
+use crate::sys::kick;
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Status};
 use crate::sys::tree::Tree;
@@ -462,6 +462,7 @@ impl Reactor {
                 entry.worker.keep_outcome(payload);
                 entry.seen.report = Some(message);
             }
+            FromWorker::Refused => self.supervisor.needs_shared_gil(&entry.worker.target),
             FromWorker::Exited { .. } | FromWorker::Cancelled => entry.seen.report = Some(message),
         }
     }
@@ -476,19 +477,25 @@ impl Reactor {
         }
     }
 
+    /// Says something to a process.
+    fn tell(&mut self, id: u64, message: &ToWorker) {
+        let Some(Entry { link: Link::Process(process), .. }) = self.entries.get_mut(&id) else { return };
+        match message::encode(message, 0) {
+            Ok(bytes) => {
+                process.post(Arc::new(bytes));
+                if process.flush() {
+                    Self::want(&self.epoll, process, id, EventFlags::IN | EventFlags::OUT);
+                }
+            }
+            Err(error) => log::line(format_args!("{error}")),
+        }
+    }
+
     /// The action of `cancel`.
     fn ask_to_stop(&mut self, id: u64) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match &mut entry.link {
-            Link::Process(process) => match message::encode(&ToWorker::Cancel, 0) {
-                Ok(bytes) => {
-                    process.post(Arc::new(bytes));
-                    if process.flush() {
-                        Self::want(&self.epoll, process, id, EventFlags::IN | EventFlags::OUT);
-                    }
-                }
-                Err(error) => log::line(format_args!("{error}")),
-            },
+            Link::Process(_) => self.tell(id, &ToWorker::Cancel),
             Link::Subint(door) => {
                 let door = Arc::clone(door);
                 helper("th-cancel", move || {
@@ -523,12 +530,17 @@ impl Reactor {
         entry.seen.rung = Some((climb.rung(), reason));
         self.alarms.insert((climb.until, id, Alarm::Rung));
         let rung = climb.rung();
+        let pressed = rung.force().filter(|_| entry.worker.backend.is_subinterpreter());
         match &mut entry.link {
             Link::Subint(_) if rung == Rung::Cancel => self.ask_to_stop(id),
             Link::Process(process) if rung == Rung::Cancel => {
                 // One that was stopped would hear of it together with the next rung.
                 process.signal(Signal::CONT);
                 self.ask_to_stop(id);
+            }
+            Link::Process(process) if let Some(force) = pressed => {
+                process.signal(Signal::CONT);
+                self.tell(id, &ToWorker::Press { force });
             }
             Link::Process(process) => {
                 if let Some(number) = rung.signal()
@@ -538,8 +550,8 @@ impl Reactor {
                 }
             }
             Link::Subint(door) => {
-                if let Some(force) = rung.force() {
-                    press(door, &entry.pressure, force);
+                if let Some(force) = pressed {
+                    entry.pressure.raise(door, force);
                 }
             }
         }
@@ -636,7 +648,7 @@ impl Reactor {
     /// The worker is really gone: publishes its end, unless it had been given up before.
     fn gone(&mut self, id: u64) {
         let Some(mut entry) = self.entries.remove(&id) else { return };
-        entry.pressure.over.set();
+        entry.pressure.end();
         if let (Link::Subint(door), Some((rung, reason))) = (&entry.link, entry.seen.rung) {
             // What the ladder went on to while the interpreter was being ended is not what ended it;
             // and threads that leave while it is at `destroy` do so because that unblocks too.
@@ -717,58 +729,6 @@ fn helper(name: &str, body: impl FnOnce() + Send + 'static) {
         log::line(format_args!("no thread for a rung of the ladder: {error}"));
     }
 }
-
-/// How hard a subinterpreter is pressed just now. The reactor raises it, one thread acts on it.
-#[derive(Default)]
-struct Pressure {
-    force: Mutex<Option<Force>>,
-    /// The worker is gone.
-    over: Event,
-}
-
-/// Presses from now on with at least `force`, on a thread that can be spared: it has to wait for the
-/// interpreter's GIL.
-fn press(door: &Arc<Door>, pressure: &Arc<Pressure>, force: Force) {
-    // Here, because that thread may be queueing for the GIL since the last rung.
-    if let Err(error) = door.summon(force) {
-        log::line(format_args!("cannot press a subinterpreter through its threads: {error}"));
-    }
-    let running = lock(&pressure.force).replace(force).is_some();
-    if !running {
-        let (door, pressure) = (Arc::clone(door), Arc::clone(pressure));
-        helper("th-ladder", move || keep_pressing(&door, &pressure));
-    }
-}
-
-/// Until the worker is gone. Also once it has been given up: then with patience.
-fn keep_pressing(door: &Arc<Door>, pressure: &Pressure) {
-    let started = Instant::now();
-    let mut kicker = None;
-    loop {
-        let force = lock(&pressure.force).unwrap_or(Force::Interrupt);
-        if force >= Force::Unblock && kicker.is_none() {
-            // Where it can't be had, that was said when the first interpreter was made.
-            kicker = Kicker::new().ok();
-        }
-        match door.summon(force).and_then(|()| door.press(force, kicker.as_mut())) {
-            Ok(true) => {}
-            // The runner is past its code: it is ending the interpreter.
-            Ok(false) if force == Force::Destroy => door.doom(kicker.as_mut()),
-            Ok(false) => {}
-            Err(error) => {
-                log::line(format_args!("cannot interrupt a subinterpreter: {error}"));
-                return;
-            }
-        }
-        let period = if started.elapsed() < IMPATIENT { PERIOD } else { PERIOD * 20 };
-        if pressure.over.wait_through_signals(Some(Instant::now() + period)) {
-            return;
-        }
-    }
-}
-
-/// How long a worker is pressed at the full rate.
-const IMPATIENT: Duration = Duration::from_secs(10);
 
 /// The end of what a dead worker wrote to stderr, as far as that was recorded.
 fn last_words(worker: &Worker, boot_log: &OwnedFd) -> String {

@@ -217,6 +217,9 @@ impl Supervisor {
                 spec.insert("main".into(), serde_json::Value::Null);
             }
         }
+        if request.gil == GilPolicy::Auto && lock(&self.memory).needs_shared_gil.contains(&request.target) {
+            request.gil = GilPolicy::Shared;
+        }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let name = request.name.clone().unwrap_or_else(|| format!("{}-{id}", short(&request.target)));
         let mut streams = Streams::open(&request.stdio)?;
@@ -233,7 +236,9 @@ impl Supervisor {
         lock(&self.workers).insert(id, Arc::clone(&worker));
         let made = match request.backend {
             Backend::Subint => self.spawn_subint(&worker, request, streams, payload),
-            Backend::Forkserver => self.spawn_forkserver(&worker, &request, streams.as_ref(), &payload),
+            Backend::Forkserver | Backend::SubintForkserver => {
+                self.spawn_forkserver(&worker, &request, streams.as_ref(), &payload)
+            }
             Backend::Fork => self.spawn_fork(&worker, request, streams, payload),
             Backend::Exec => self.spawn_exec(&worker, request, streams, payload),
         };
@@ -256,10 +261,6 @@ impl Supervisor {
         streams: Option<Streams>,
         payload: Arc<Vec<u8>>,
     ) -> Result<()> {
-        let mut gil = request.gil;
-        if gil == GilPolicy::Auto && lock(&self.memory).needs_shared_gil.contains(&request.target) {
-            gil = GilPolicy::Shared;
-        }
         let door = Arc::new(Door::new());
         let sys_path =
             request.sys_path.iter().map(|entry| bytes("sys.path", entry)).collect::<Result<_>>()?;
@@ -267,7 +268,7 @@ impl Supervisor {
         self.order(Command::Watch(Arc::clone(worker), Link::Subint(Arc::clone(&door))));
         let job = subint::Job {
             name: worker.name.clone(),
-            gils: gil.plan(),
+            gils: request.gil.plan(),
             spec: request.spec,
             payload,
             sys_path,
@@ -343,6 +344,7 @@ impl Supervisor {
         streams: Option<&Streams>,
         payload: &Arc<Vec<u8>>,
     ) -> Result<()> {
+        let interpreter = request.backend.is_subinterpreter().then(|| request.gil.plan().0);
         let mut again = true;
         loop {
             let boot = Boot::new(worker, procfs::umask(), request, streams, payload)?;
@@ -361,7 +363,7 @@ impl Supervisor {
                 let order = zygote_order(&request.spec, &request.preload)?;
                 self.start_zygote(request.command.clone(), order)
             };
-            match self.zygote.fork(&fds, start) {
+            match self.zygote.fork(&fds, interpreter, start) {
                 Ok(child) => {
                     let process = Process::new(child, ours, kept_log);
                     self.watch_fresh(worker, process, head, stderr, Arc::clone(payload));
@@ -456,6 +458,11 @@ impl Supervisor {
         Ok(lock(&self.counts).abandoned_now)
     }
 
+    /// An extension module that this target needs refuses a GIL of its own.
+    pub(super) fn needs_shared_gil(&self, target: &str) {
+        lock(&self.memory).needs_shared_gil.insert(target.to_owned());
+    }
+
     pub(super) fn counted(&self, kind: Kind, worker: &Worker, abandoned: bool) {
         let mut counts = lock(&self.counts);
         *counts.ended.entry(kind).or_default() += 1;
@@ -512,7 +519,7 @@ impl Reports for RunnerReports {
     }
 
     fn refused_own_gil(&self) {
-        lock(&self.supervisor.memory).needs_shared_gil.insert(self.worker.target.clone());
+        self.supervisor.needs_shared_gil(&self.worker.target);
     }
 
     fn over(&self) {
@@ -561,13 +568,18 @@ impl Boot {
 
 /// What a zygote is told.
 fn zygote_order(spec: &serde_json::Value, modules: &[String]) -> Result<Vec<u8>> {
-    let contract = Contract { name: zygote::NAME.into(), parent: process::id(), umask: None };
+    let contract = Contract { name: zygote::NAME.into(), parent: process::id(), umask: None, apart: false };
     let (spec, preload) = (spec.clone(), modules.to_vec());
     message::encode(&ToWorker::Template { spec, preload, contract }, 0)
 }
 
 fn contract(worker: &Worker, umask: Option<u32>) -> Contract {
-    Contract { name: format!("th:{}", worker.name), parent: process::id(), umask }
+    Contract {
+        name: format!("th:{}", worker.name),
+        parent: process::id(),
+        umask,
+        apart: worker.backend.is_process() && worker.backend.is_subinterpreter(),
+    }
 }
 
 /// A copy of this process's stdout or stderr; /dev/null where that is closed.

@@ -9,10 +9,12 @@
 //! x86_64 Linux with `/proc/self/task/TID/syscall` only; [`support`] says what is missing elsewhere.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::lock::lock;
+use super::memory;
 
 /// The signal: the one that glibc keeps for pthread_cancel. Its `pthread_sigmask` silently refuses
 /// to block it, so that code that blocks "all" signals can still be reached.
@@ -89,18 +91,23 @@ impl Kicker {
     /// Returns the number of the call it was sent for.
     ///
     /// The caller makes sure that `thread` is still the thread that it means: its id could have been
-    /// given to another one otherwise.
-    pub fn kick(&mut self, thread: i32) -> Option<i64> {
-        self.end_call(thread, |number| imp::is_blocking(number).then_some(libc::ECANCELED))
+    /// given to another one otherwise. Waits for what lies in `internals` are left alone.
+    pub fn kick(&mut self, thread: i32, internals: &[Range<u64>]) -> Option<i64> {
+        self.end_call(thread, internals, |number| imp::is_blocking(number).then_some(libc::ECANCELED))
     }
 
     /// As [`Kicker::kick`], but only where the call then returns as if its time had come: from a lock, a
     /// sleep, a wait for events. So an innocent thread can be made to look up.
-    pub fn wake(&mut self, thread: i32) -> Option<i64> {
-        self.end_call(thread, |number| imp::has_timeout(number).then_some(0))
+    pub fn wake(&mut self, thread: i32, internals: &[Range<u64>]) -> Option<i64> {
+        self.end_call(thread, internals, |number| imp::has_timeout(number).then_some(0))
     }
 
-    fn end_call(&mut self, thread: i32, errno_for: impl Fn(i64) -> Option<i32>) -> Option<i64> {
+    fn end_call(
+        &mut self,
+        thread: i32,
+        internals: &[Range<u64>],
+        errno_for: impl Fn(i64) -> Option<i32>,
+    ) -> Option<i64> {
         let blocked = look(thread)?;
         let errno = match blocked.number {
             libc::SYS_futex => {
@@ -108,7 +115,10 @@ impl Kicker {
                 // other futexes (the GIL, malloc, other libraries) are none of our business.
                 let on_stack =
                     (blocked.stack..blocked.stack + PARKING_RANGE).contains(&blocked.first_argument);
-                if !on_stack || self.seen.insert(thread, blocked) != Some(blocked) {
+                if !on_stack
+                    || !may_fail(blocked.first_argument, internals)
+                    || self.seen.insert(thread, blocked) != Some(blocked)
+                {
                     return None;
                 }
                 libc::ETIMEDOUT
@@ -148,6 +158,24 @@ impl Drop for Kicker {
             *lock(&INSTALLED) = None;
         }
     }
+}
+
+/// Whether a wait on a semaphore of CPython's parking lot is one that may end without what it waited for.
+///
+/// A lock of CPython's own is taken for granted afterwards: giving it back would be fatal. Those lie in the
+/// memory of the runtime or of an interpreter; what Python code waits for lies elsewhere. Its address stands
+/// before the semaphore. That has one byte, which is small and not 0 while somebody waits; where the waiting is
+/// for the parking lot itself, there is a pointer to the next in the queue, or null, in its place.
+fn may_fail(semaphore: u64, internals: &[Range<u64>]) -> bool {
+    let mut word = [0; 8];
+    let mut state = [0; 1];
+    if !memory::read(semaphore.wrapping_sub(8), &mut word) {
+        return false;
+    }
+    let address = u64::from_ne_bytes(word);
+    !internals.iter().any(|range| range.contains(&address))
+        && memory::read(address, &mut state)
+        && (1..8).contains(&state[0])
 }
 
 /// What a thread of this process is blocked in; `None` when it runs or is gone.

@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::frame::{Frame, encode_head};
 use crate::error::{Error, Result};
+use crate::interp::rungs::Force;
+use crate::interp::subinterp::Gil;
 
 /// What a supervisor says to a worker process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -28,6 +30,11 @@ pub enum ToWorker {
     },
     /// Please stop.
     Cancel,
+    /// Press the worker's interpreter, which is not the process's main one, from now on.
+    Press {
+        /// So hard.
+        force: Force,
+    },
 }
 
 /// What the host says to its zygote.
@@ -35,7 +42,10 @@ pub enum ToWorker {
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToZygote {
     /// Fork a worker. Beside it come its channel, stdout, stderr during the boot and working directory.
-    Fork,
+    Fork {
+        /// It is to have a second interpreter with such a GIL, as prepared as the main one.
+        interpreter: Option<Gil>,
+    },
 }
 
 /// What a zygote says to its host.
@@ -46,11 +56,15 @@ pub enum FromZygote {
     Ready {
         /// But for these.
         failures: Vec<PreloadFailure>,
+        /// The names of its threads, where that started any: it can't fork then.
+        threads: Vec<String>,
     },
     /// There is a worker. Beside it comes its pidfd.
     Forked {
         /// Its pid.
         pid: i32,
+        /// What could not be preloaded in its second interpreter, where that was made for it.
+        failures: Vec<PreloadFailure>,
     },
     /// The operating system refused.
     Failed {
@@ -84,6 +98,8 @@ pub struct Contract {
     pub parent: i32,
     /// The file mode creation mask, where that is not inherited.
     pub umask: Option<u32>,
+    /// Its code runs in a second interpreter.
+    pub apart: bool,
 }
 
 /// What a worker says to its supervisor.
@@ -103,6 +119,8 @@ pub enum FromWorker {
         /// An extension module refused to load in an interpreter with its own GIL.
         refused: bool,
     },
+    /// An extension module refused its second interpreter's own GIL; it starts again with the shared one.
+    Refused,
     /// It raised `SystemExit`, which asks for this exit code.
     Exited {
         /// As a process would leave with.

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::super::attach::Token;
 use super::super::door::Door;
 use super::{Force, silence};
+use crate::ffi::offsets::Offsets;
 use crate::ffi::py;
 use crate::sys::kick::Kicker;
 use crate::sys::lock::lock;
@@ -18,9 +19,11 @@ impl Door {
     pub fn doom(&self, kicker: Option<&mut Kicker>) {
         let state = lock(&self.state);
         state.doom.sealed.store(true, Ordering::Release);
-        if let (Some(thread), Some(kicker)) = (state.runner_native, kicker) {
+        if let (Some(thread), Some(interpreter), Some(kicker)) = (state.runner_native, state.behind, kicker)
+            && let Some(offsets) = Offsets::if_checked()
+        {
             // Under the lock: the thread takes it too, before it leaves and its id can be reused.
-            kicker.kick(thread);
+            kicker.kick(thread, &offsets.internals(interpreter.as_ptr()));
         }
     }
 

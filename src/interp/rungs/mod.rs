@@ -5,6 +5,7 @@ pub mod abandoned;
 mod cancel;
 pub mod destroy;
 mod interrupt;
+pub mod pressure;
 mod summons;
 mod unblock;
 mod unwind;
@@ -24,7 +25,8 @@ use crate::sys::lock::lock;
 use crate::sys::log;
 
 /// How hard a condemned interpreter is pressed. Each takes in those before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Force {
     /// `SystemExit` rises in each of its threads.
     Interrupt,
@@ -120,7 +122,7 @@ pub fn press(token: Token<'_>, threads: &[ThreadIds], force: Force, kicker: Opti
     if force >= Force::Unblock
         && let Some(kicker) = kicker
     {
-        unblock::kick_all(threads, kicker);
+        unblock::kick_all(token, threads, kicker);
     }
 }
 

@@ -17,15 +17,13 @@ impl Door {
     /// Has the interpreter behind the door pressed by whichever of its threads runs Python next. That is in
     /// vain for those that are blocked, which [`Door::press`] is for. Waits for no GIL.
     /// Works until the door is sealed.
-    ///
-    /// # Errors
-    /// When this Python's layout is not known.
-    pub fn summon(self: &Arc<Self>, force: Force) -> crate::Result<()> {
-        Offsets::get()?; // read and checked when the first subinterpreter was made
+    pub fn summon(self: &Arc<Self>, force: Force) {
         self.note(force);
-        let Some((stay, _)) = self.enter_summons() else { return Ok(()) };
-        if lock(&self.state).summons.replace(force).is_some() {
-            return Ok(()); // one is on its way
+        let Some((stay, _)) = self.enter_summons() else { return };
+        // Checked when the first subinterpreter was made; where this Python's layout is not known, neither is
+        // that of the function below.
+        if Offsets::if_checked().is_none() || lock(&self.state).summons.replace(force).is_some() {
+            return; // or one is on its way
         }
         let argument = Arc::into_raw(Arc::clone(self)).cast_mut().cast::<c_void>();
         // SAFETY: `stay` keeps the interpreter; the function takes the reference that goes with it, and has
@@ -36,7 +34,6 @@ impl Door {
             drop(unsafe { Arc::from_raw(argument.cast::<Self>()) });
             lock(&self.state).summons = None;
         }
-        Ok(())
     }
 }
 

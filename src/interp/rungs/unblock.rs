@@ -1,8 +1,9 @@
 //! `unblock`: what the threads of the interpreter are blocked in returns an error.
 
+use super::super::attach::{Interpreter, Token};
 use super::super::door::Door;
 use crate::error::Result;
-use crate::ffi::offsets::ThreadIds;
+use crate::ffi::offsets::{Offsets, ThreadIds};
 use crate::sys::kick::Kicker;
 use crate::sys::lock::lock;
 
@@ -10,9 +11,12 @@ use crate::sys::lock::lock;
 ///
 /// The caller holds the GIL of their interpreter: a thread that Python knows needs it to leave, so
 /// each of them is still there.
-pub(super) fn kick_all(threads: &[ThreadIds], kicker: &mut Kicker) {
+pub(super) fn kick_all(token: Token<'_>, threads: &[ThreadIds], kicker: &mut Kicker) {
+    // Known, or there would be no threads to kick.
+    let Some(offsets) = Offsets::if_checked() else { return };
+    let internals = offsets.internals(Interpreter::current(token).as_ptr());
     for thread in threads {
-        kicker.kick(thread.native);
+        kicker.kick(thread.native, &internals);
     }
 }
 

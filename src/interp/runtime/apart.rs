@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::ending::{self, Ended};
+use super::interrupt::Audience;
 use super::{interrupt, program};
 use crate::error::{Error, Result};
 use crate::ffi::py;
@@ -78,7 +79,7 @@ fn run_in(token: Token<'_>, door: &Arc<Door>) -> Result<Ended> {
         let what = "there is no prompt in a subinterpreter: --main subint needs a program, and no -i";
         return Err(Error::invalid(what));
     }
-    interrupt::watch(Arc::clone(door))?;
+    interrupt::watch(Arc::clone(door), Audience::Program)?;
     Ok(ending::wind_up(token, program::run(token)))
 }
 

@@ -13,6 +13,7 @@ use super::ending::flush_quietly;
 use super::pending::{Pending, Result, done, new, string};
 use crate::error::Error;
 use crate::ffi::object::Owned;
+use crate::ffi::offsets::Offsets;
 use crate::ffi::py;
 use crate::interp::attach::Token;
 use crate::interp::door::Door;
@@ -52,18 +53,27 @@ static STIRRED: Event = Event::new();
 /// Set by the second SIGINT.
 static PRESSED_AGAIN: Event = Event::new();
 
-/// From now on SIGINT is for the program behind `door`, whose main thread is the calling one. Where
+/// Who SIGINT is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// The program: it has to react, and to end, within bounds; or with the second SIGINT.
+    Program,
+    /// A worker, which may go on if it likes; the second SIGINT ends it.
+    Worker,
+}
+
+/// From now on SIGINT is for the code behind `door`, whose main thread is the calling one. Where
 /// SIGINT is ignored, it stays so.
 ///
 /// # Errors
 /// When no thread can be made.
-pub(super) fn watch(door: Arc<Door>) -> crate::Result<()> {
+pub fn watch(door: Arc<Door>, audience: Audience) -> crate::Result<()> {
     if !take_over_sigint() {
         return Ok(());
     }
     // SAFETY: a plain function.
     let main = MainThread { ident: unsafe { py::PyThread_get_thread_ident() }, native: thread::id() };
-    let waiter = thread::spawn_deaf("th-interrupt", move || wait(&door, main));
+    let waiter = thread::spawn_deaf("th-interrupt", move || wait(&door, main, audience));
     waiter.map(drop).map_err(|error| Error::os("start the thread that waits for Ctrl-C", error))
 }
 
@@ -135,14 +145,16 @@ extern "C" fn on_sigint(_: c_int) {
     PRESSED.set();
 }
 
-fn wait(door: &Arc<Door>, main: MainThread) {
+fn wait(door: &Arc<Door>, main: MainThread, audience: Audience) {
     PRESSED.wait_through_signals(None);
     let pressed = Instant::now();
     let visited = Arc::clone(door);
     // On a thread of its own: it waits for the GIL, and this one must not. Where no thread can be made
     // the program does not react, and is treated so.
     let _ = thread::spawn_deaf("th-interrupt", move || interrupt(&visited, main, pressed));
-    if STIRRED.wait_through_signals(Some(pressed + TO_REACT)) {
+    if audience == Audience::Worker {
+        PRESSED_AGAIN.wait_through_signals(None);
+    } else if STIRRED.wait_through_signals(Some(pressed + TO_REACT)) {
         PRESSED_AGAIN.wait_through_signals(Some(pressed + TO_END));
     }
     leave(door)
@@ -174,7 +186,7 @@ fn interrupt(door: &Door, main: MainThread, pressed: Instant) {
     if asked == Some(true) && !STIRRED.wait_through_signals(Some(pressed + TO_ANSWER)) {
         door.visit(|token| raise(token, main, &prepare(token, main).0));
     }
-    end_waits(main, pressed + TO_REACT);
+    end_waits(door, main, pressed + TO_REACT);
 }
 
 fn raise(_: Token<'_>, main: MainThread, exception: &Owned) {
@@ -186,10 +198,14 @@ fn raise(_: Token<'_>, main: MainThread, exception: &Owned) {
 /// Makes the main thread look up from what it waits for, until it has reacted: locks, Python's and
 /// ours, sleeps, events. From other waits it can only be freed with an error that the program may not
 /// expect.
-fn end_waits(main: MainThread, deadline: Instant) {
+fn end_waits(door: &Door, main: MainThread, deadline: Instant) {
+    let Some(interpreter) = door.behind() else { return };
+    let everything = [0..u64::MAX, 0..0];
+    let internals =
+        Offsets::if_checked().map_or(everything, |offsets| offsets.internals(interpreter.as_ptr()));
     let mut kicker = Kicker::new().ok();
     while Instant::now() < deadline && !STIRRED.wait_through_signals(Some(Instant::now() + PERIOD)) {
-        let woken = kicker.as_mut().and_then(|kicker| kicker.wake(main.native));
+        let woken = kicker.as_mut().and_then(|kicker| kicker.wake(main.native, &internals));
         if woken.is_none() && kick::look(main.native).is_some_and(|blocked| blocked.number == libc::SYS_futex)
         {
             // The waits of `tractor_host._native` look at what is pending when a signal interrupts them.

@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::interp::subinterp::Gil;
 use crate::sys::lock::lock;
 use crate::sys::process::Child;
 use crate::sys::{fd, log, memfile, process, procfs, thread};
@@ -100,6 +101,10 @@ struct Running {
     started: Started,
     decoder: Decoder,
     ready: bool,
+    /// The names of its threads, if it has too many to fork.
+    threads: Vec<String>,
+    /// The second interpreters that it has.
+    interpreters: Vec<Gil>,
     /// Its resource limits and its nice value, as far as we have a hand in them.
     limits: Vec<(u32, u64, u64)>,
     nice: i32,
@@ -124,14 +129,26 @@ impl From<Error> for Refusal {
 }
 
 impl Zygote {
-    /// Forks a worker. `start` starts a zygote, should there be none.
+    /// Forks a worker, with a second interpreter that has such a GIL, if any. `start` starts a zygote, should
+    /// there be none.
     ///
     /// # Errors
     /// See [`Refusal`]. Interrupted, when a signal arrived while the zygote was starting: it goes on, and
     /// the call can be repeated.
-    pub fn fork(&self, fds: &Fds, start: impl FnOnce() -> Result<Started>) -> Result<Child, Refusal> {
+    pub fn fork(
+        &self,
+        fds: &Fds,
+        interpreter: Option<Gil>,
+        start: impl FnOnce() -> Result<Started>,
+    ) -> Result<Child, Refusal> {
         let mut state = lock(&self.state);
-        let made = self.ready(&mut state, start)?.fork(fds);
+        let made = self.ready(&mut state, start)?.fork(fds, interpreter);
+        let made = made.map(|(child, failures)| {
+            if !failures.is_empty() {
+                *lock(&self.failures) = failures;
+            }
+            child
+        });
         match &made {
             Ok(child) => state.hand_on(child),
             Err(Refusal::Lost(_)) => state.clean_up(),
@@ -151,9 +168,18 @@ impl Zygote {
         if state.running.as_ref().is_none_or(|zygote| zygote.ready || zygote.started.order != order) {
             state.clean_up();
         }
-        self.ready(&mut state, start).map(drop).map_err(|refusal| match refusal {
+        let zygote = self.ready(&mut state, start).map_err(|refusal| match refusal {
             Refusal::Fork(error) | Refusal::Lost(error) => error,
-        })
+        })?;
+        if zygote.threads.is_empty() {
+            return Ok(());
+        }
+        let threads = zygote.threads.join(", ");
+        state.clean_up();
+        Err(Error::state(format!(
+            "what is to be preloaded starts threads (there are {threads} then), which a fork would not copy: have \
+             it start none (numpy's OpenBLAS: OPENBLAS_NUM_THREADS=1 in the environment), or do not preload it"
+        )))
     }
 
     fn ready<'a>(
@@ -207,6 +233,8 @@ impl Running {
             started,
             decoder: Decoder::new(),
             ready: false,
+            threads: Vec::new(),
+            interpreters: Vec::new(),
             limits: process::limits(),
             nice: process::nice(),
             user: process::user(),
@@ -222,8 +250,9 @@ impl Running {
         let deadline = Instant::now() + START_BOUND;
         match self.receive(deadline, true) {
             Ok((frame, _)) => match message::decode(&frame, "the fork server's first word")? {
-                FromZygote::Ready { failures } => {
+                FromZygote::Ready { failures, threads } => {
                     self.ready = true;
+                    self.threads = threads;
                     Ok(failures)
                 }
                 other => Err(Error::protocol(format!("the fork server began with {other:?}"))),
@@ -257,9 +286,12 @@ impl Running {
         Ok(())
     }
 
-    fn fork(&mut self, fds: &Fds) -> Result<Child, Refusal> {
+    fn fork(&mut self, fds: &Fds, interpreter: Option<Gil>) -> Result<(Child, Vec<PreloadFailure>), Refusal> {
         self.keep_in_step().map_err(Refusal::Lost)?;
-        let bytes = message::encode(&ToZygote::Fork, 0)?;
+        let bytes = message::encode(&ToZygote::Fork { interpreter }, 0)?;
+        // It makes each of them when it is asked for one for the first time, which takes imports.
+        let made = interpreter.is_none_or(|gil| self.interpreters.contains(&gil));
+        let bound = if made { FORK_BOUND } else { START_BOUND };
         let along = [&fds.channel, &fds.stdout, &fds.boot_log, &fds.cwd].map(AsFd::as_fd);
         // The socket is empty between two requests: it takes all of this one, or the zygote is gone.
         match fd::send_with_fds(&self.started.socket, &bytes, &along) {
@@ -267,13 +299,18 @@ impl Running {
             Ok(_) => return Err(Refusal::Lost(Error::state("the fork server takes no more orders"))),
             Err(errno) => return Err(Refusal::Lost(Error::os("reach the fork server", errno))),
         }
-        let (frame, mut received) =
-            self.receive(Instant::now() + FORK_BOUND, false).map_err(Refusal::Lost)?;
+        let (frame, mut received) = self.receive(Instant::now() + bound, false).map_err(Refusal::Lost)?;
         let reply = message::decode(&frame, "the fork server's reply").map_err(Refusal::Lost)?;
         match (reply, received.pop()) {
-            (FromZygote::Forked { pid }, Some(pidfd)) => Ok(Child::from_parts(pid, pidfd)?),
-            // There was no number left for the pidfd here. A child that can't be held is ended.
-            (FromZygote::Forked { pid }, None) => Ok(Child::adopt(pid)?),
+            (FromZygote::Forked { pid, failures }, pidfd) => {
+                self.interpreters.extend(interpreter.filter(|_| !made));
+                let child = match pidfd {
+                    Some(pidfd) => Child::from_parts(pid, pidfd)?,
+                    // There was no number left for it here. A child that can't be held is ended.
+                    None => Child::adopt(pid)?,
+                };
+                Ok((child, failures))
+            }
             (FromZygote::Failed { errno }, _) => {
                 let error = std::io::Error::from_raw_os_error(errno);
                 Err(Refusal::Fork(Error::os("fork a worker", error)))

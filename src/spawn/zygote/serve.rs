@@ -5,19 +5,37 @@ use std::sync::Mutex;
 
 use crate::error::{Error, Result};
 use crate::interp::attach::Token;
+use crate::interp::call;
 use crate::interp::fork::fork_sibling;
+use crate::interp::subinterp::Gil;
+use crate::interp::template::Template;
 use crate::spawn::fork::BOOT_FAILED;
+use crate::spawn::request::bytes;
 use crate::sys::lock::lock;
-use crate::sys::{fd, log, process, signal};
+use crate::sys::{fd, log, process, procfs, signal};
 use crate::wire::frame::{Decoder, Frame};
 use crate::wire::message::{self, FromZygote, PreloadFailure, ToZygote};
 
 /// The zygote's end of its socket, from its first steps until it serves.
 static SOCKET: Mutex<Option<OwnedFd>> = Mutex::new(None);
+/// What it was told to import, and what of that failed in the interpreter that was prepared last.
+static ORDER: Mutex<(serde_json::Value, Vec<PreloadFailure>)> =
+    Mutex::new((serde_json::Value::Null, Vec::new()));
 
-/// Keeps the socket for [`serve`].
-pub fn keep_socket(socket: OwnedFd) {
+/// Keeps for [`serve`] what it needs: the socket, and what `_zygote` is told.
+pub fn keep(socket: OwnedFd, order: serde_json::Value) {
     *lock(&SOCKET) = Some(socket);
+    lock(&ORDER).0 = order;
+}
+
+/// What `_zygote` is told; null in a process that is no zygote.
+pub fn order() -> serde_json::Value {
+    lock(&ORDER).0.clone()
+}
+
+/// The calling interpreter has imported what it was told to, but for this.
+pub fn prepared(failures: Vec<PreloadFailure>) {
+    lock(&ORDER).1 = failures;
 }
 
 /// Says what could not be preloaded, then forks on order, for as long as the host is there. It returns
@@ -25,23 +43,34 @@ pub fn keep_socket(socket: OwnedFd) {
 ///
 /// # Errors
 /// When this process is no zygote, or the host breaks the protocol; EMFILE.
-pub fn serve(token: Token<'_>, failures: Vec<PreloadFailure>) -> Result<()> {
+pub fn serve(token: Token<'_>) -> Result<()> {
     let socket = lock(&SOCKET).take().ok_or_else(|| Error::state("this process is no fork server"))?;
     // Its end is that of the socket; a child unblocks what it needs.
     signal::block_all();
     let tomb = fd::tomb()?;
     let mut decoder = Decoder::new();
-    say(&socket, &FromZygote::Ready { failures }, None)?;
+    let mut templates: Vec<Template> = Vec::new();
+    let mut threads = procfs::thread_names().unwrap_or_default();
+    if threads.len() == 1 {
+        threads.clear();
+    }
+    say(&socket, &FromZygote::Ready { failures: take_failures(), threads }, None)?;
     loop {
         let Some((frame, fds)) = next(&socket, &mut decoder)? else { process::exit_now(0) };
-        let ToZygote::Fork = message::decode(&frame, "an order to fork")?;
-        let (reply, pidfd) = match fork_sibling(token) {
+        let ToZygote::Fork { interpreter } = message::decode(&frame, "an order to fork")?;
+        let forked = match interpreter {
+            None => fork_sibling(token, None),
+            Some(gil) => {
+                template(token, &mut templates, gil).and_then(|template| fork_sibling(token, Some(template)))
+            }
+        };
+        let (reply, pidfd) = match forked {
             Ok(None) => {
                 drop(socket);
                 become_worker(fds, tomb);
                 return Ok(());
             }
-            Ok(Some((pid, pidfd))) => (FromZygote::Forked { pid }, Some(pidfd)),
+            Ok(Some((pid, pidfd))) => (FromZygote::Forked { pid, failures: take_failures() }, Some(pidfd)),
             Err(error) => match error.raw_os_error() {
                 Some(errno) => (FromZygote::Failed { errno }, None),
                 None => (FromZygote::Refused { reason: error.to_string() }, None),
@@ -49,6 +78,26 @@ pub fn serve(token: Token<'_>, failures: Vec<PreloadFailure>) -> Result<()> {
         };
         say(&socket, &reply, pidfd.as_ref())?;
     }
+}
+
+/// The interpreter that children with such a GIL adopt. It is made when the first of them is asked for.
+fn template(token: Token<'_>, templates: &mut Vec<Template>, gil: Gil) -> Result<Template> {
+    if let Some(&found) = templates.iter().find(|template| template.gil() == gil) {
+        return Ok(found);
+    }
+    let path: Vec<String> = serde_json::from_value(order()["spec"]["path"].clone())
+        .map_err(|error| Error::protocol(format!("no path in what the fork server was told: {error}")))?;
+    let path: Vec<_> = path.iter().map(|entry| bytes("sys.path", entry)).collect::<Result<_>>()?;
+    let made = Template::make(token, gil, |token| {
+        call::set_sys_path(token, &path)?;
+        call::function(token, c"tractor_host._zygote", c"prepare_apart")
+    })?;
+    templates.push(made);
+    Ok(made)
+}
+
+fn take_failures() -> Vec<PreloadFailure> {
+    std::mem::take(&mut lock(&ORDER).1)
 }
 
 /// In the child: only what it was given is left open, where a fresh process would have it.
