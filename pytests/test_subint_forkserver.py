@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
 from typing import Any, Literal, get_args
@@ -165,7 +166,8 @@ def test_a_second_interrupt_from_outside_ends_what_does_not_listen(gil: Gil) -> 
     def has_ended() -> bool:
         # Two that come together may be one to the kernel.
         if worker.exit is None and worker.pid is not None:
-            os.kill(worker.pid, signal.SIGINT)
+            with suppress(ProcessLookupError):  # reaped just now
+                os.kill(worker.pid, signal.SIGINT)
         return worker.exit is not None
 
     until(has_ended, "its end")
