@@ -921,3 +921,17 @@ def read_stdin() -> tuple[str, bytes]:
 
 def print_line(text: str) -> None:
     print(text)
+
+
+# -- that want too much ------------------------------------------------------------------------------------
+
+
+def eat_memory(cgroup: str | None = None) -> str:
+    """Takes more memory than its cgroup may have, the first to go; moves to `cgroup` before."""
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+    if cgroup:
+        with open(f"{cgroup}/cgroup.procs", "w") as file:
+            file.write("0")
+    eaten = [b"x" * (1 << 20) for _ in range(1024)]
+    return f"{len(eaten)} MB and still alive"

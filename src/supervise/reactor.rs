@@ -24,7 +24,7 @@ use crate::sys::kick::{self, Kicker};
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Status};
 use crate::sys::tree::Tree;
-use crate::sys::{fd, log, memfile, thread};
+use crate::sys::{fd, log, memfile, oom, thread};
 use crate::wire::frame::Decoder;
 use crate::wire::message::{self, FromWorker, ToWorker};
 
@@ -72,6 +72,8 @@ pub(super) struct Process {
     boot_log: OwnedFd,
     /// What was found below it when it was told to end in a way that it can't hear.
     tree: Tree,
+    /// What the kernel's out-of-memory killer had done before.
+    oom: Option<oom::Before>,
 }
 
 struct Outgoing {
@@ -90,6 +92,7 @@ impl Process {
             outbox: VecDeque::new(),
             boot_log,
             tree: Tree::default(),
+            oom: None,
         }
     }
 
@@ -314,6 +317,8 @@ impl Reactor {
                 None => Ok(()),
             });
             failure = added.err();
+            // It is on its way by now, and waits for nothing.
+            process.oom = Some(lock(&self.supervisor.oom).before(process.pid()));
         }
         if let Some(timeout) = worker.timeout
             && let Ok(timeout) = crate::spawn::request::seconds("timeout", timeout)
@@ -334,8 +339,8 @@ impl Reactor {
         };
         self.entries.insert(id, entry);
         if let Some(errno) = failure {
-            // Unwatched it would be lost: end it now, while we hold it.
-            self.fail(id, format!("the supervisor cannot watch it: {errno}"));
+            // Its end would go unseen: end it now, while we hold it.
+            self.fail(id, errno.to_string());
         }
     }
 
@@ -349,6 +354,7 @@ impl Reactor {
             process.child.kill_group();
         }
         entry.seen.failure = Some(failure);
+        entry.seen.rung = Some((Rung::Sigkill, Reason::Unwatched));
         entry.seen.status = match entry.link {
             Link::Process(process) => {
                 process.child.destroy();
@@ -587,6 +593,12 @@ impl Reactor {
         // What it started and left behind goes with it; until it is reaped its group's id is its own.
         process.child.kill_group();
         process.tree.kill_with_kin(Instant::now() + TREE_BOUND);
+        let ours = matches!(entry.seen.rung, Some((Rung::Sigkill, _)));
+        if let (false, Some(before), Ok(Some(Status::Signalled { signal: libc::SIGKILL, .. }))) =
+            (ours, &process.oom, process.child.peek())
+        {
+            entry.seen.oom = lock(&self.supervisor.oom).compare(before, process.pid());
+        }
         match process.child.try_wait() {
             Ok(Some(status)) => entry.seen.status = Some(status),
             Ok(None) => return,

@@ -11,6 +11,7 @@ pub mod kick;
 pub mod lock;
 pub mod log;
 pub mod memfile;
+pub mod oom;
 pub mod process;
 pub mod procfs;
 pub mod signal;
