@@ -397,10 +397,15 @@ impl Reactor {
             let Link::Process(process) = &mut entry.link else { return };
             let Some(channel) = &process.channel else { return };
             let mut closed = false;
-            // A worker that has ended writes no more: then all of it is taken.
-            let ended = entry.seen.status.is_some();
-            while ended || taken < FAIR_SHARE {
-                match rustix::io::read(channel, &mut chunk) {
+            // A worker that has ended writes no more: then all of it is taken, and nothing of what somebody may
+            // be writing who was left with a copy of its end.
+            let share = match entry.seen.status {
+                Some(_) => rustix::io::ioctl_fionread(channel).map_or(0, |queued| queued as usize),
+                None => FAIR_SHARE,
+            };
+            while taken < share {
+                let room = chunk.len().min(share - taken);
+                match rustix::io::read(channel, &mut chunk[..room]) {
                     Ok(0) => closed = true,
                     Ok(count) => {
                         taken += count;
@@ -510,6 +515,11 @@ impl Reactor {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         if entry.climb.is_some() || entry.abandoned {
             return;
+        }
+        if let Link::Process(process) = &entry.link
+            && matches!(process.child.peek(), Ok(Some(_)))
+        {
+            return; // it was first: its end is its own, and will be seen in a moment
         }
         let now = Instant::now();
         entry.asked.get_or_insert(now);
