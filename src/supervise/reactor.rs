@@ -137,6 +137,11 @@ impl Process {
         }
     }
 
+    /// Whether it is over, whoever has seen that.
+    fn has_ended(&self) -> bool {
+        matches!(self.child.peek(), Ok(Some(_)))
+    }
+
     fn signal(&self, number: Signal) {
         if let Err(error) = self.child.signal(number) {
             log::line(format_args!("{error}"));
@@ -392,6 +397,7 @@ impl Reactor {
         let mut taken = 0;
         let mut broken = None;
         let mut messages = Vec::new();
+        let over;
         {
             let Some(entry) = self.entries.get_mut(&id) else { return };
             let Link::Process(process) = &mut entry.link else { return };
@@ -428,6 +434,8 @@ impl Reactor {
                     Err(error) => broken = Some(error),
                 }
             }
+            // Asked before it can notice that the channel is closed, and leave for that.
+            over = broken.is_some() && process.has_ended();
             if closed || broken.is_some() {
                 // Dropping the fd takes it out of the epoll.
                 process.channel = None;
@@ -445,7 +453,9 @@ impl Reactor {
         match broken {
             Some(error) => {
                 entry.seen.failure = Some(error.to_string());
-                self.kill(id, Reason::Protocol);
+                if !over {
+                    self.climb(id, Reason::Protocol);
+                }
             }
             None => {
                 // A worker that closes its channel is dying, mostly, and its pidfd will say so in a
@@ -511,15 +521,19 @@ impl Reactor {
         }
     }
 
+    /// Begins to end a worker, unless it was first: then its end is its own, and will be seen in a moment.
     fn kill(&mut self, id: u64, reason: Reason) {
+        match self.entries.get(&id).map(|entry| &entry.link) {
+            Some(Link::Process(process)) if process.has_ended() => {}
+            _ => self.climb(id, reason),
+        }
+    }
+
+    /// Begins the ladder, once.
+    fn climb(&mut self, id: u64, reason: Reason) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         if entry.climb.is_some() || entry.abandoned {
             return;
-        }
-        if let Link::Process(process) = &entry.link
-            && matches!(process.child.peek(), Ok(Some(_)))
-        {
-            return; // it was first: its end is its own, and will be seen in a moment
         }
         let now = Instant::now();
         entry.asked.get_or_insert(now);

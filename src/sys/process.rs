@@ -48,7 +48,9 @@ impl Child {
                     let _ = rustix::process::kill_process(pid, Signal::KILL);
                     let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
                 }
-                Err(Error::os(format_args!("open a pidfd of process {pid}"), errno))
+                let reaped =
+                    if errno == Errno::SRCH { ", which has ended and somebody else has reaped" } else { "" };
+                Err(Error::os(format_args!("open a pidfd of process {pid}{reaped}"), errno))
             }
         }
     }
