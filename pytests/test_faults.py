@@ -17,7 +17,7 @@ import refusing
 import targets
 import tractor_host as th
 from conftest import BACKENDS, PATIENCE, PROCESS_BACKENDS, Program, pid_is_gone
-from helpers import children_of, importable, ready
+from helpers import children_of, importable, ready, until
 
 x86_64 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are x86_64's")
 
@@ -243,6 +243,10 @@ def main():
             worker = th.spawn(targets.nothing, backend=backend, cwd="/not/there", stdio="null")
         except FileNotFoundError:
             continue
+        except ProcessLookupError as error:
+            # It was gone before it could be held, which only happens where others reap.
+            assert how != "nobody" and "which has ended and somebody else has reaped" in str(error), error
+            continue
         assert worker.wait(timeout=30).kind == "exited", worker.exit
     print(th.spawn(targets.add, 1, 2, backend=backend).result(timeout=30), th.workers())
     over.set()
@@ -368,7 +372,10 @@ def test_garbage_before_an_end_of_its_own_does_not_make_it_one_of_ours(
     host = program(ALL_AT_ONCE).start(process_backend, env=importable())
     with host:
         assert host.stdout is not None
-        assert pid_is_gone(int(host.stdout.readline()), timeout=PATIENCE)
+        pid = int(host.stdout.readline())
+        assert pid_is_gone(pid, timeout=PATIENCE)
+        # Its other threads can be later than its main one.
+        until(lambda: os.listdir(f"/proc/{pid}/task") == [str(pid)], "the end of all its threads")
         host.send_signal(signal.SIGCONT)
         out, err = host.communicate(timeout=PATIENCE)
     assert err == ""
@@ -386,8 +393,8 @@ def test_a_worker_that_closes_its_channel_can_be_killed(process_backend: str) ->
     )
     found = ready(worker).kill()
     assert found.kind in ("killed", "exited"), found
-    assert found.elapsed is not None
-    assert found.elapsed < 5
+    # It leaves by itself where its reader finds the descriptor closed.
+    assert found.elapsed is None or found.elapsed < 5
 
 
 def test_a_worker_that_says_that_it_will_say_no_more_is_over(process_backend: str) -> None:
