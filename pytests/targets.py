@@ -790,6 +790,69 @@ def write_half_a_frame() -> None:
     os._exit(0)
 
 
+def stop_the_host_send_garbage_and_leave() -> NoReturn:
+    import signal
+
+    host = os.getppid()
+    say(str(os.getpid()))
+    os.kill(host, signal.SIGSTOP)
+    while not all(
+        _state(f"/proc/{host}/task/{task}/stat") == "T" for task in os.listdir(f"/proc/{host}/task")
+    ):
+        time.sleep(0.001)
+    for fd in _sockets():
+        os.write(fd, b"GET / HTTP/1.1\r\n\r\n")
+    os._exit(7)
+
+
+def _state(path: str) -> str:
+    with open(path) as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
+def flood(message: str) -> None:
+    """Says the same again and again, as fast as it is taken."""
+    frame = _frame(message) * 1000
+    say()
+    while True:
+        for fd in _sockets():
+            _write_all(fd, frame)
+
+
+def flood_by_orphans(message: str) -> None:
+    """Leaves behind who holds its channel and floods it, somewhere else than in its process group."""
+    for _ in range(3):
+        if os.fork() == 0:
+            os.setsid()
+            say(f"child {os.getpid()}")
+            flood(message)
+    while not _has_said("ready", 3):
+        time.sleep(0.001)
+    os.kill(os.getpid(), 9)
+
+
+def close_channel(how: str) -> None:
+    import socket
+
+    for fd in _sockets():
+        if how == "close":
+            os.close(fd)
+        else:
+            socket.socket(fileno=fd).shutdown(socket.SHUT_WR)
+    say()
+    time.sleep(FOR_EVER)
+
+
+def _frame(message: str) -> bytes:
+    text = message.encode()
+    return b"TH\0\x01" + len(text).to_bytes(4, "little") + bytes(8) + text
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
 def _sockets() -> list[int]:
     found = []
     for name in os.listdir("/proc/self/fd"):
@@ -921,3 +984,45 @@ def read_stdin() -> tuple[str, bytes]:
 
 def print_line(text: str) -> None:
     print(text)
+
+
+# -- that want too much ------------------------------------------------------------------------------------
+
+
+def eat_memory(cgroup: str | None = None) -> str:
+    """Takes more memory than its cgroup may have, the first to go; moves to `cgroup` before."""
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+    if cgroup:
+        with open(f"{cgroup}/cgroup.procs", "w") as file:
+            file.write("0")
+    eaten = [b"x" * (1 << 20) for _ in range(1024)]
+    return f"{len(eaten)} MB and still alive"
+
+
+def without_fds(then: str, how: str) -> str:
+    """Leaves itself no descriptor to open; starts what leaves its session and its group before."""
+    import resource
+    import subprocess
+
+    process = subprocess.Popen([sys.executable, "-S", "-c", _DAEMONS])
+    while not _has_said("child", 2):
+        time.sleep(0.001)
+    process.returncode = 0  # it is meant to be left
+    if how == "forbidden":
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    else:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        while True:
+            try:
+                os.dup(1)
+            except OSError:
+                break
+    say()
+    if then == "sleep":
+        time.sleep(FOR_EVER)
+    if then == "ignore":
+        ignore_signals()
+    if then == "raise":
+        raise ValueError("without descriptors")
+    return "without descriptors"

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::ladder::{Reason, Rung};
+use crate::sys::oom::Evidence;
 use crate::sys::process::Status;
 use crate::sys::signal;
 use crate::wire::message::FromWorker;
@@ -57,6 +58,8 @@ pub struct Seen {
     pub report: Option<FromWorker>,
     /// How its process ended; `None` for a subinterpreter.
     pub status: Option<Status>,
+    /// What the kernel tells of a SIGKILL that the supervisor did not send.
+    pub oom: Evidence,
     /// A failure that was not the target's: no interpreter, a broken channel.
     pub failure: Option<String>,
     /// The rung that was reached, and who asked for the ladder.
@@ -95,7 +98,10 @@ impl Seen {
                 exit.cause = "returned".into();
                 match self.status {
                     Some(Status::Exited(0)) | None => {}
-                    Some(status) => exit.cause = format!("returned, then its process {}", words(status)),
+                    Some(status) => {
+                        exit.cause =
+                            format!("returned, then its process {}{}", words(status), self.by_kernel());
+                    }
                 }
             }
             _ if self.abandoned => {
@@ -107,7 +113,7 @@ impl Seen {
             (report, Some((rung, reason))) => {
                 exit.kind = Kind::Killed;
                 exit.rung = Some(rung);
-                exit.cause = format!("{reason}, ended at `{rung}`");
+                exit.cause = format!("{reason}, ended at `{rung}`{}", self.by_kernel());
                 if let Some(failure) = &self.failure {
                     exit.cause.push_str(&format!(" ({failure})"));
                 }
@@ -139,6 +145,14 @@ impl Seen {
         exit
     }
 
+    /// What speaks for a SIGKILL of the kernel's where nobody would look for one.
+    fn by_kernel(&self) -> String {
+        match self.oom {
+            Evidence::None | Evidence::Nobody => String::new(),
+            Evidence::Cgroup(_) | Evidence::Machine(_) => format!(" ({})", sender(self.oom)),
+        }
+    }
+
     /// It ended without saying how.
     fn judge_silent(&self, exit: &mut Exit) {
         let when = if self.started { "" } else { " before it had started its target" };
@@ -146,9 +160,9 @@ impl Seen {
             Some(status @ Status::Signalled { signal, .. }) => {
                 exit.kind = Kind::Signalled;
                 let hint = if signal == libc::SIGKILL {
-                    "; the supervisor did not send it (the kernel's out-of-memory killer, or somebody's kill -9)"
+                    format!("; the supervisor did not send it ({})", sender(self.oom))
                 } else {
-                    ""
+                    String::new()
                 };
                 format!("its process {}{when}{hint}", words(status))
             }
@@ -157,6 +171,24 @@ impl Seen {
         };
         if let Some(failure) = &self.failure {
             exit.cause.push_str(&format!(": {failure}"));
+        }
+    }
+}
+
+/// Who sent a SIGKILL that the supervisor did not send.
+fn sender(evidence: Evidence) -> String {
+    let kernel = "the kernel's out-of-memory killer";
+    match evidence {
+        Evidence::None => format!("{kernel}, or somebody's kill -9"),
+        Evidence::Cgroup(more) => format!(
+            "probably {kernel}: the worker's cgroup has counted {more} more oom_kill since the worker was made"
+        ),
+        Evidence::Machine(more) => format!(
+            "possibly {kernel}: this machine has counted {more} more oom_kill since the worker was made; or \
+             somebody's kill -9"
+        ),
+        Evidence::Nobody => {
+            format!("not {kernel}, which has ended nobody on this machine since the worker was made")
         }
     }
 }

@@ -94,6 +94,8 @@ pub enum Reason {
     Protocol,
     /// It closed its channel and lived on.
     Silent,
+    /// The operating system refused what it takes to see its end.
+    Unwatched,
 }
 
 impl fmt::Display for Reason {
@@ -105,6 +107,7 @@ impl fmt::Display for Reason {
             Self::OwnerGone => f.write_str("killed because the worker that spawned it ended"),
             Self::Protocol => f.write_str("killed because it broke the protocol of its channel"),
             Self::Silent => f.write_str("killed because it closed the channel to its supervisor"),
+            Self::Unwatched => f.write_str("killed because the supervisor could not watch it"),
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::sys::kick;
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Status};
 use crate::sys::tree::Tree;
-use crate::sys::{fd, log, memfile, thread};
+use crate::sys::{fd, log, memfile, oom, thread};
 use crate::wire::frame::Decoder;
 use crate::wire::message::{self, FromWorker, ToWorker};
 
@@ -72,6 +72,8 @@ pub(super) struct Process {
     boot_log: OwnedFd,
     /// What was found below it when it was told to end in a way that it can't hear.
     tree: Tree,
+    /// What the kernel's out-of-memory killer had done before.
+    oom: Option<oom::Before>,
 }
 
 struct Outgoing {
@@ -90,6 +92,7 @@ impl Process {
             outbox: VecDeque::new(),
             boot_log,
             tree: Tree::default(),
+            oom: None,
         }
     }
 
@@ -132,6 +135,11 @@ impl Process {
                 false
             }
         }
+    }
+
+    /// Whether it is over, whoever has seen that.
+    fn has_ended(&self) -> bool {
+        matches!(self.child.peek(), Ok(Some(_)))
     }
 
     fn signal(&self, number: Signal) {
@@ -314,6 +322,8 @@ impl Reactor {
                 None => Ok(()),
             });
             failure = added.err();
+            // It is on its way by now, and waits for nothing.
+            process.oom = Some(lock(&self.supervisor.oom).before(process.pid()));
         }
         if let Some(timeout) = worker.timeout
             && let Ok(timeout) = crate::spawn::request::seconds("timeout", timeout)
@@ -334,8 +344,8 @@ impl Reactor {
         };
         self.entries.insert(id, entry);
         if let Some(errno) = failure {
-            // Unwatched it would be lost: end it now, while we hold it.
-            self.fail(id, format!("the supervisor cannot watch it: {errno}"));
+            // Its end would go unseen: end it now, while we hold it.
+            self.fail(id, errno.to_string());
         }
     }
 
@@ -349,6 +359,7 @@ impl Reactor {
             process.child.kill_group();
         }
         entry.seen.failure = Some(failure);
+        entry.seen.rung = Some((Rung::Sigkill, Reason::Unwatched));
         entry.seen.status = match entry.link {
             Link::Process(process) => {
                 process.child.destroy();
@@ -386,15 +397,21 @@ impl Reactor {
         let mut taken = 0;
         let mut broken = None;
         let mut messages = Vec::new();
+        let over;
         {
             let Some(entry) = self.entries.get_mut(&id) else { return };
             let Link::Process(process) = &mut entry.link else { return };
             let Some(channel) = &process.channel else { return };
             let mut closed = false;
-            // A worker that has ended writes no more: then all of it is taken.
-            let ended = entry.seen.status.is_some();
-            while ended || taken < FAIR_SHARE {
-                match rustix::io::read(channel, &mut chunk) {
+            // A worker that has ended writes no more: then all of it is taken, and nothing of what somebody may
+            // be writing who was left with a copy of its end.
+            let share = match entry.seen.status {
+                Some(_) => rustix::io::ioctl_fionread(channel).map_or(0, |queued| queued as usize),
+                None => FAIR_SHARE,
+            };
+            while taken < share {
+                let room = chunk.len().min(share - taken);
+                match rustix::io::read(channel, &mut chunk[..room]) {
                     Ok(0) => closed = true,
                     Ok(count) => {
                         taken += count;
@@ -417,6 +434,8 @@ impl Reactor {
                     Err(error) => broken = Some(error),
                 }
             }
+            // Asked before it can notice that the channel is closed, and leave for that.
+            over = broken.is_some() && process.has_ended();
             if closed || broken.is_some() {
                 // Dropping the fd takes it out of the epoll.
                 process.channel = None;
@@ -434,7 +453,9 @@ impl Reactor {
         match broken {
             Some(error) => {
                 entry.seen.failure = Some(error.to_string());
-                self.kill(id, Reason::Protocol);
+                if !over {
+                    self.climb(id, Reason::Protocol);
+                }
             }
             None => {
                 // A worker that closes its channel is dying, mostly, and its pidfd will say so in a
@@ -507,7 +528,16 @@ impl Reactor {
         }
     }
 
+    /// Begins to end a worker, unless it was first: then its end is its own, and will be seen in a moment.
     fn kill(&mut self, id: u64, reason: Reason) {
+        match self.entries.get(&id).map(|entry| &entry.link) {
+            Some(Link::Process(process)) if process.has_ended() => {}
+            _ => self.climb(id, reason),
+        }
+    }
+
+    /// Begins the ladder, once.
+    fn climb(&mut self, id: u64, reason: Reason) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         if entry.climb.is_some() || entry.abandoned {
             return;
@@ -599,6 +629,12 @@ impl Reactor {
         // What it started and left behind goes with it; until it is reaped its group's id is its own.
         process.child.kill_group();
         process.tree.kill_with_kin(Instant::now() + TREE_BOUND);
+        let ours = matches!(entry.seen.rung, Some((Rung::Sigkill, _)));
+        if let (false, Some(before), Ok(Some(Status::Signalled { signal: libc::SIGKILL, .. }))) =
+            (ours, &process.oom, process.child.peek())
+        {
+            entry.seen.oom = lock(&self.supervisor.oom).compare(before, process.pid());
+        }
         match process.child.try_wait() {
             Ok(Some(status)) => entry.seen.status = Some(status),
             Ok(None) => return,

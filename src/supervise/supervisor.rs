@@ -29,7 +29,7 @@ use crate::sys::fork_local::ForkLocal;
 use crate::sys::kick::Kicker;
 use crate::sys::lock::lock;
 use crate::sys::process::{self, Child};
-use crate::sys::{fd, log, memfile, procfs, thread};
+use crate::sys::{fd, log, memfile, oom, procfs, thread};
 use crate::wire::message::{self, Contract, FromWorker, ToWorker};
 
 static SUPERVISOR: ForkLocal<Arc<Supervisor>> = ForkLocal::new();
@@ -54,6 +54,7 @@ pub struct Supervisor {
     closing: AtomicBool,
     memory: Mutex<Memory>,
     counts: Mutex<Counts>,
+    pub(super) oom: Mutex<oom::Watch>,
     /// The doors of subinterpreters that could not be ended.
     quarantine: Mutex<BTreeMap<u64, Quarantined>>,
 }
@@ -96,6 +97,7 @@ impl Supervisor {
                 closing: AtomicBool::new(false),
                 memory: Mutex::default(),
                 counts: Mutex::default(),
+                oom: Mutex::default(),
                 quarantine: Mutex::default(),
             }))
         })?;
@@ -234,6 +236,9 @@ impl Supervisor {
             collected: streams.as_mut().and_then(|streams| streams.collected.take()),
         }));
         lock(&self.workers).insert(id, Arc::clone(&worker));
+        if request.backend.is_process() {
+            lock(&self.oom).look();
+        }
         let made = match request.backend {
             Backend::Subint => self.spawn_subint(&worker, request, streams, payload),
             Backend::Forkserver | Backend::SubintForkserver => {

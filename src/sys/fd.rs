@@ -62,6 +62,18 @@ pub fn close_inherited() {
     unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
 }
 
+/// Has room made for a descriptor where there is none: the soft limit becomes the hard one, and fd 0 is
+/// given up. For a worker that is about to leave.
+pub fn make_room() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limits = getrlimit(Resource::Nofile);
+    // It can only fail for a limit above the hard one.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits });
+    // SAFETY: a worker's stdin is /dev/null, placed there for whoever reads it. Nothing in Rust owns it; who
+    // still reads it in Python is told that it is closed.
+    drop(unsafe { OwnedFd::from_raw_fd(0) });
+}
+
 /// Makes `number` a copy of `fd`, open across exec. For 0, 1 and 2 of a new process.
 ///
 /// # Errors

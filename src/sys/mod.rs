@@ -12,6 +12,7 @@ pub mod lock;
 pub mod log;
 pub mod memfile;
 pub mod memory;
+pub mod oom;
 pub mod process;
 pub mod procfs;
 pub mod signal;

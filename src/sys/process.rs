@@ -48,7 +48,9 @@ impl Child {
                     let _ = rustix::process::kill_process(pid, Signal::KILL);
                     let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
                 }
-                Err(Error::os(format_args!("open a pidfd of process {pid}"), errno))
+                let reaped =
+                    if errno == Errno::SRCH { ", which has ended and somebody else has reaped" } else { "" };
+                Err(Error::os(format_args!("open a pidfd of process {pid}{reaped}"), errno))
             }
         }
     }
@@ -115,7 +117,19 @@ impl Child {
     /// # Errors
     /// The operating system's.
     pub fn try_wait(&self) -> Result<Option<Status>> {
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        self.status(WaitIdOptions::empty())
+    }
+
+    /// The status if the process has ended, and `None` while it runs. It is not reaped.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn peek(&self) -> Result<Option<Status>> {
+        self.status(WaitIdOptions::NOWAIT)
+    }
+
+    fn status(&self, how: WaitIdOptions) -> Result<Option<Status>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | how;
         loop {
             match rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
                 Ok(None) => return Ok(None),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal};
 
 use super::process::{self, Child};
-use super::procfs;
+use super::{fd, procfs};
 
 /// Processes that were found, by pidfd: none of them can be mistaken for another.
 #[derive(Debug, Default)]
@@ -108,10 +108,12 @@ fn signal(process: &Child, number: Signal) {
     let _ = process.signal(number);
 }
 
+/// How often it is looked at what nobody tells.
+const PERIOD: Duration = Duration::from_micros(200);
+
 /// Waits until a process that was told to stop has, or has ended. The kernel tells that to nobody but its
 /// parent, so it is looked at.
 fn await_stop(pid: i32, deadline: Instant) {
-    const PERIOD: Duration = Duration::from_micros(200);
     while !procfs::has_stopped(pid) && Instant::now() < deadline {
         std::thread::sleep(PERIOD);
     }
@@ -123,11 +125,28 @@ pub fn end_own(deadline: Instant) {
     if !process::has_children() {
         return;
     }
+    if procfs::threads().is_err() {
+        fd::make_room();
+    }
     let own = process::id();
-    while procfs::children_of_process(own).into_iter().any(|pid| !procfs::is_zombie(pid)) {
+    while Instant::now() < deadline {
+        let mut left = procfs::children_of_process(own);
+        left.retain(|&pid| !procfs::is_zombie(pid));
+        if left.is_empty() {
+            return;
+        }
         let mut tree = Tree::default();
         tree.gather(own, deadline);
         tree.kill();
+        if tree.is_empty() {
+            // No descriptor is left to hold anybody by, and to go on looking. What is below these becomes a
+            // child of this process when they end.
+            for pid in left.into_iter().filter_map(Pid::from_raw) {
+                // Failing: it has been waited for meanwhile, or has become somebody else.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(PERIOD);
+        }
         if !tree.wait_until(deadline) {
             return;
         }
