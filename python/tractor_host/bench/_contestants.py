@@ -113,9 +113,10 @@ class TractorHost(Contestant):
 
         for worker in self.held:
             _native.kill(worker.id)  # `Worker.kill` waits for each of them
-        for worker in self.held:
-            worker.wait()
+        kinds = [worker.wait().kind for worker in self.held]
         self.held.clear()
+        if abandoned := kinds.count("abandoned"):
+            raise RuntimeError(f"{abandoned} of {len(kinds)} workers could not be ended in time")
 
 
 class Fork(Contestant):

@@ -256,7 +256,9 @@ def _environment() -> dict[str, str]:
     hidden = ("PYTHONDONTWRITEBYTECODE", "TRACTOR_HOST_PRELOAD")
     # numpy starts threads when it is imported, and the fork server does not fork beside any.
     one = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return {**one, **{key: value for key, value in os.environ.items() if key not in hidden}}
+    # What our supervisor would say of each worker that can't be ended is said once, as a failure.
+    quiet = {"TRACTOR_HOST_LOG": "off"}
+    return {**one, **quiet, **{key: value for key, value in os.environ.items() if key not in hidden}}
 
 
 def _session(leader: int) -> list[int]:
