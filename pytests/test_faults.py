@@ -286,10 +286,12 @@ def test_a_worker_without_descriptors_tells_its_end_and_leaves_nobody(
 
 
 @pytest.mark.parametrize("rung", ["cancel", "interrupt", "sigterm", "sigkill"])
-def test_a_worker_without_descriptors_is_ended_as_any_other(process_backend: str, rung: str) -> None:
+def test_a_worker_without_descriptors_is_ended_as_any_other(signalled_backend: str, rung: str) -> None:
     then = "ignore" if rung == "sigkill" else "sleep"
     ladder = {rung: 10.0, "sigkill": 10.0}
-    worker = th.spawn(targets.without_fds, then, "used", backend=process_backend, stdio="pipe", ladder=ladder)
+    worker = th.spawn(
+        targets.without_fds, then, "used", backend=signalled_backend, stdio="pipe", ladder=ladder
+    )
     ready(worker)
     found = worker.kill()
     assert (found.kind, found.rung) == ("cancelled" if rung == "cancel" else "killed", rung), found
@@ -343,12 +345,12 @@ def test_a_flood_of_what_is_no_message_ends_the_worker(process_backend: str) -> 
     assert "it broke the protocol of its channel" in found.cause
 
 
-def test_who_is_left_with_the_channel_of_a_dead_worker_keeps_nobody_waiting(process_backend: str) -> None:
-    worker = th.spawn(targets.flood_by_orphans, STARTED, backend=process_backend, stdio="pipe")
+def test_who_is_left_with_the_channel_of_a_dead_worker_keeps_nobody_waiting(signalled_backend: str) -> None:
+    worker = th.spawn(targets.flood_by_orphans, STARTED, backend=signalled_backend, stdio="pipe")
     try:
         found = worker.wait(timeout=PATIENCE)
         assert (found.kind, found.signal) == ("signalled", signal.SIGKILL)
-        assert th.spawn(targets.add, 1, 2, backend=process_backend).result(timeout=PATIENCE) == 3
+        assert th.spawn(targets.add, 1, 2, backend=signalled_backend).result(timeout=PATIENCE) == 3
     finally:
         for pid in children_of(worker):
             try:

@@ -651,6 +651,29 @@ def test_fifty_workers_are_killed_at_once_in_the_time_of_one(backend: str) -> No
     assert took < 3.0 + MARGIN
 
 
+def test_a_hundred_interpreters_are_killed_at_once(program: Callable[..., Program]) -> None:
+    """CPython's own locks have many waiters then, none of which may be told that its time is over."""
+    found = program(
+        """
+        import time
+        from collections import Counter
+        import tractor_host as th
+        from tractor_host import _native
+
+        for _ in range(3):
+            workers = [
+                th.spawn(time.sleep, 1000, backend="subint", gil="own", cancel_timeout=0, kill_timeout=60)
+                for _ in range(100)
+            ]
+            for worker in workers:
+                _native.kill(worker.id)
+            print(Counter(worker.wait().kind for worker in workers))
+        """
+    ).run(timeout=100)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout == "Counter({'killed': 100})\n" * 3
+
+
 def test_what_is_in_the_worker_s_process_group_dies_with_it(signalled_backend: str) -> None:
     for swallow, rung in [(False, "cancel"), (True, "sigterm")]:
         worker = th.spawn(

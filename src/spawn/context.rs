@@ -406,6 +406,8 @@ impl Reader {
         loop {
             match rustix::event::poll(&mut ready, None) {
                 Err(rustix::io::Errno::INTR) => {}
+                // The worker has lowered its limit of descriptors below two, the number that poll may be given.
+                Err(rustix::io::Errno::INVAL) => return Ok(true),
                 Err(errno) => return Err(Error::os("wait for the supervisor", errno)),
                 // What it said before its end is still read.
                 Ok(_) => return Ok(!ready[0].revents().is_empty()),

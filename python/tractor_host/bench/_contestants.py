@@ -75,7 +75,12 @@ class TractorHost(Contestant):
     def __init__(self, **options: Any) -> None:
         self.options = options
         self.held: list[Any] = []
-        self.preload = {"forkserver": self._preload_server, "fork": import_here}.get(options["backend"])
+        ways = {
+            "forkserver": self._preload_server,
+            "subint_forkserver": self._preload_server,
+            "fork": import_here,
+        }
+        self.preload = ways.get(options["backend"])
 
     @staticmethod
     def _preload_server(modules: Sequence[str]) -> None:
@@ -371,6 +376,7 @@ CONTESTANTS: Final[Mapping[str, Callable[[], Contestant]]] = {
     "th subint": lambda: TractorHost(backend="subint"),
     "th subint, own GIL": lambda: TractorHost(backend="subint", gil="own"),
     "th forkserver": lambda: TractorHost(backend="forkserver"),
+    "th subint_forkserver": lambda: TractorHost(backend="subint_forkserver"),
     "th fork": lambda: TractorHost(backend="fork"),
     "th exec": lambda: TractorHost(backend="exec"),
     YARDSTICK: Fork,
