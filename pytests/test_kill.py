@@ -665,6 +665,8 @@ def test_a_hundred_interpreters_are_killed_at_once(program: Callable[..., Progra
                 th.spawn(time.sleep, 1000, backend="subint", gil="own", cancel_timeout=0, kill_timeout=60)
                 for _ in range(100)
             ]
+            while any(worker.state == "booting" for worker in workers):
+                time.sleep(0.001)
             for worker in workers:
                 _native.kill(worker.id)
             print(Counter(worker.wait().kind for worker in workers))
