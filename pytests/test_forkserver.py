@@ -497,3 +497,36 @@ def test_as_the_first_process_of_a_pid_namespace(program: Callable[..., Program]
 
 def test_python_is_the_one_of_the_host() -> None:
     assert spawn(th.Source("import sys; sys.prefix")).result(timeout=PATIENCE) == sys.prefix
+
+
+@pytest.mark.parametrize("garbage", ["b'x' * 1000", "bytes(1000)", "b'\\xff' * 3"])
+def test_a_server_that_is_fed_garbage_is_replaced(garbage: str, program: Callable[..., Program]) -> None:
+    ended = program(
+        f"""
+        import os
+        import helpers
+        import tractor_host as th
+        from tractor_host import _native
+
+        def sockets():
+            links = {{}}
+            for fd in os.listdir("/proc/self/fd"):
+                try:
+                    links[int(fd)] = os.readlink(f"/proc/self/fd/{{fd}}")
+                except FileNotFoundError:  # it was for the list
+                    continue
+            return [fd for fd, link in links.items() if link.startswith("socket:")]
+
+        th.spawn("os:getpid").result(timeout=30)
+        server = _native.fork_server()
+        # That of the worker is closed.
+        helpers.until(lambda: len(sockets()) == 1)
+        os.write(sockets()[0], {garbage})
+        for _ in range(2):
+            print(th.spawn("math:factorial", 5).result(timeout=30), _native.fork_server() != server)
+        """
+    ).run(env=importable())
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "120 True\n" * 2
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("tractor-host: the fork server ")

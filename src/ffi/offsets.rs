@@ -98,6 +98,10 @@ impl Offsets {
     /// When this Python's table is not the one of CPython 3.14, or does not agree with what the
     /// public functions say of the calling thread.
     pub fn get() -> Result<&'static Self> {
+        // SAFETY: may be called without being attached: it returns null then.
+        if CHECKED.get().is_none() && unsafe { py::PyThreadState_GetUnchecked() }.is_null() {
+            return Err(Error::state("this Python's private layout has not been checked yet"));
+        }
         CHECKED.get_or_init(Self::read_and_check).as_ref().map_err(|reason| {
             Error::unsupported(format!("this Python's private layout is not known: {reason}"))
         })

@@ -41,6 +41,7 @@ impl Pressure {
         let started = Instant::now();
         let mut kicker = None;
         loop {
+            let begun = Instant::now();
             let force = lock(&self.force).unwrap_or(Force::Interrupt);
             if force >= Force::Unblock && kicker.is_none() {
                 // Where it can't be had, that was said when the first interpreter was made.
@@ -58,6 +59,8 @@ impl Pressure {
                 }
             }
             let period = if started.elapsed() < IMPATIENT { PERIOD } else { PERIOD * 20 };
+            // Where hundreds are pressed at once, those who press must not keep the pressed from their GIL.
+            let period = period.max(begun.elapsed());
             if self.over.wait_through_signals(Some(Instant::now() + period)) {
                 return;
             }
