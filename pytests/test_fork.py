@@ -153,11 +153,13 @@ def test_neither_atexit_nor_unflushed_output_of_the_parent_runs_twice(
 def test_a_process_forked_behind_our_back_is_told_so(program: Callable[..., Program]) -> None:
     ran = program(
         """
-        import os, sys, warnings
+        import os, sys, time, warnings
         import tractor_host as th
 
         warnings.simplefilter("ignore")
         worker = th.spawn("time:sleep", 1000, backend="fork")
+        while worker.state == "booting":
+            time.sleep(0.001)
         if (pid := os.fork()) == 0:
             for attempt in (lambda: th.spawn("os:getpid"), worker.kill, th.workers):
                 try:

@@ -710,13 +710,13 @@ def test_no_descendant_outlives_its_worker_wherever_it_went(
 
 
 @pytest.mark.parametrize("rung", ["cancel", "sigterm", "sigkill"])
-def test_a_tree_that_grows_while_it_is_killed_ends(process_backend: str, rung: str) -> None:
+def test_a_tree_that_grows_while_it_is_killed_ends(signalled_backend: str, rung: str) -> None:
     name = f"{rung[:4]}{next(_COUNTER)}-{os.getpid()}"[:12]
     ladder = {"cancel": 5.0, "sigkill": 5.0} if rung == "cancel" else {rung: 5.0, "sigkill": 1.0}
     if rung == "sigkill":
         ladder = {"sigkill": 5.0}
     worker = th.spawn(
-        targets.grow, 200, "sleep", backend=process_backend, stdio="pipe", name=name, ladder=ladder
+        targets.grow, 200, "sleep", backend=signalled_backend, stdio="pipe", name=name, ladder=ladder
     )
     ready(worker)
     until(lambda: len(named(f"th:{name}")) > 20, "some of them")
@@ -753,8 +753,8 @@ def test_a_process_that_was_stopped_from_outside_is_ended_and_cleans_up(process_
     assert worker.stdout.endswith(b"cleaned up\n")
 
 
-def test_an_interrupt_and_a_cancellation_at_once_do_not_cut_a_clean_up_short(process_backend: str) -> None:
-    worker = th.spawn(targets.clean_up_after_both, backend=process_backend, stdio="pipe")
+def test_an_interrupt_and_a_cancellation_at_once_do_not_cut_a_clean_up_short(signalled_backend: str) -> None:
+    worker = th.spawn(targets.clean_up_after_both, backend=signalled_backend, stdio="pipe")
     pid = ready(worker).pid
     assert pid is not None
     worker.cancel()

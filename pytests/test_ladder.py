@@ -112,9 +112,9 @@ def test_a_ladder_can_be_replaced(
 
 
 @pytest.mark.parametrize("rung", ["interrupt", "sigterm", "sigkill"])
-def test_a_ladder_of_a_process_can_be_replaced(rung: str, process_backend: str) -> None:
+def test_a_ladder_of_a_process_can_be_replaced(rung: str, signalled_backend: str) -> None:
     ladder = {"sigkill": 30.0} if rung == "sigkill" else {rung: 30.0, "sigkill": 1.0}
-    with spawn_stuck("spin", "plain", backend=process_backend, ladder=ladder) as worker:
+    with spawn_stuck("spin", "plain", backend=signalled_backend, ladder=ladder) as worker:
         assert worker.ladder == ladder
         assert worker.kill().rung == rung
 

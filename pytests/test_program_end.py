@@ -104,7 +104,7 @@ def test_workers_do_not_outlive_a_program_that_ends_without_a_word(
 
 @pytest.mark.parametrize("how", ["SIGKILL", "os._exit", "return", "abort"])
 def test_no_daemon_of_a_worker_outlives_the_program(
-    how: str, process_backend: str, program: Callable[..., Program]
+    how: str, signalled_backend: str, program: Callable[..., Program]
 ) -> None:
     """However far from its worker it went: its session, its group and its parent are its own."""
     process = program(
@@ -124,7 +124,7 @@ def test_no_daemon_of_a_worker_outlives_the_program(
             case "os._exit": os._exit(0)
             case "abort": os.abort()
         """
-    ).start(how, process_backend, env=importable())
+    ).start(how, signalled_backend, env=importable())
     with process:
         out, _ = process.communicate(timeout=30)
     assert len(pids(out)) == 9
@@ -265,7 +265,7 @@ def test_ctrl_c_that_interrupts_another_thread_is_heard_by_whoever_waits(
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_ctrl_c_during_the_end_does_not_leave_workers(
-    launcher: str, process_backend: str, program: Callable[..., Program]
+    launcher: str, signalled_backend: str, program: Callable[..., Program]
 ) -> None:
     process = program(
         """
@@ -277,7 +277,7 @@ def test_ctrl_c_during_the_end_does_not_leave_workers(
         atexit.register(print, worker.pid, flush=True)
         """,
         launcher=launcher,
-    ).start(process_backend, env=importable())
+    ).start(signalled_backend, env=importable())
     with process:
         assert process.stdout is not None
         pid = int(process.stdout.readline())

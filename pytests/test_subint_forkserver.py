@@ -186,3 +186,18 @@ def test_workers_of_a_worker_end_with_it(gil: Gil) -> None:
     worker = th.spawn(th.Source(dedent(code)), backend=BACKEND, gil=gil, stdio="pipe")
     assert worker.wait(timeout=PATIENCE).kind == "returned", worker.exit
     assert all(pid_is_gone(pid, timeout=1.0) for pid in children_of(worker))
+
+
+@pytest.mark.parametrize("rung", ["unblock", "sigkill"])
+def test_what_it_started_ends_with_it_in_whatever_session(gil: Gil, rung: str) -> None:
+    code = """
+    import subprocess, time
+    child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    print("child", child.pid, flush=True)
+    time.sleep(1000)
+    """
+    ladder = {rung: PATIENCE} if rung == "sigkill" else {rung: PATIENCE, "sigkill": 1.0}
+    worker = th.spawn(th.Source(dedent(code)), backend=BACKEND, gil=gil, stdio="pipe", ladder=ladder)
+    ready(worker, "child")
+    assert worker.kill().rung == rung
+    assert [pid_is_gone(pid, timeout=1.0) for pid in children_of(worker)] == [True]
