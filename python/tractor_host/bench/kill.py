@@ -56,7 +56,7 @@ def measure(shape: str, variant: testing.Variant, gil: Any, rounds: int, kill_ti
         ended=_counts(ends),
         rungs=_counts(rungs),
         p50=round(times[len(times) // 2], 1),
-        p99=round(times[min(len(times) - 1, len(times) * 99 // 100)], 1),
+        p99=round(times[-(-len(times) * 99 // 100) - 1], 1),
         worst=round(times[-1], 1),
         leaked=_leaked(before),
     )
