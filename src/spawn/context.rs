@@ -19,7 +19,7 @@ use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
 use crate::sys::{fd, process, thread, tree};
 use crate::wire::frame::{Decoder, Frame};
-use crate::wire::message::{self, Contract, FromWorker, ToWorker};
+use crate::wire::message::{self, Contract, FromWorker, Role, ToWorker};
 
 static CONTEXTS: ForkLocal<Mutex<HashMap<i64, Arc<Context>>>> = ForkLocal::new();
 
@@ -282,9 +282,8 @@ pub fn enter_fresh() -> Result<bool> {
     crate::sys::signal::stop_ignoring();
     crate::sys::signal::unblock_all();
     match message::decode(&frame, "what to be")? {
-        ToWorker::Spec { spec, contract } => {
-            let stderr =
-                fds.into_iter().next().ok_or_else(|| Error::protocol("the supervisor sent no stderr"))?;
+        ToWorker::Spec { spec, contract, roles } => {
+            let stderr = take_places(&roles, fds)?;
             enter_process(&contract, spec, frame.payload.into(), channel, stderr, reader)?;
             Ok(false)
         }
@@ -296,6 +295,24 @@ pub fn enter_fresh() -> Result<bool> {
         }
         ToWorker::Cancel | ToWorker::Press { .. } => Err(Error::protocol("told to stop before to begin")),
     }
+}
+
+/// Puts what came beside the specification where it belongs. Returns what is to be stderr later on.
+fn take_places(roles: &[Role], fds: Vec<OwnedFd>) -> Result<OwnedFd> {
+    if roles.len() != fds.len() {
+        let (came, sent) = (fds.len(), roles.len());
+        return Err(Error::protocol(format!("{came} of {sent} descriptors came from the supervisor")));
+    }
+    let mut stderr = None;
+    for (role, fd) in roles.iter().zip(fds) {
+        match role {
+            Role::Stdout => fd::place(fd.as_fd(), 1)?,
+            Role::Stderr => stderr = Some(fd),
+            Role::Directory => rustix::process::fchdir(&fd)
+                .map_err(|errno| Error::os("change to the working directory", errno))?,
+        }
+    }
+    stderr.ok_or_else(|| Error::protocol("the supervisor sent no stderr"))
 }
 
 /// Keeps the promises of the contract.

@@ -79,8 +79,8 @@ pub(super) struct Process {
 struct Outgoing {
     bytes: Arc<Vec<u8>>,
     sent: usize,
-    /// Goes beside the first byte.
-    fd: Option<OwnedFd>,
+    /// They go beside the first byte.
+    fds: Vec<OwnedFd>,
 }
 
 impl Process {
@@ -101,11 +101,11 @@ impl Process {
     }
 
     pub(super) fn post(&mut self, bytes: Arc<Vec<u8>>) {
-        self.outbox.push_back(Outgoing { bytes, sent: 0, fd: None });
+        self.outbox.push_back(Outgoing { bytes, sent: 0, fds: Vec::new() });
     }
 
-    pub(super) fn post_with_fd(&mut self, bytes: Vec<u8>, fd: OwnedFd) {
-        self.outbox.push_back(Outgoing { bytes: Arc::new(bytes), sent: 0, fd: Some(fd) });
+    pub(super) fn post_with_fds(&mut self, bytes: Vec<u8>, fds: Vec<OwnedFd>) {
+        self.outbox.push_back(Outgoing { bytes: Arc::new(bytes), sent: 0, fds });
     }
 
     /// Sends a signal, and lets a stopped process act on it. Where that can end it on the spot, all that is
@@ -160,14 +160,12 @@ impl Process {
                 self.outbox.pop_front();
                 continue;
             }
-            let sent = match &item.fd {
-                Some(fd) => fd::send_with_fds(channel, rest, &[fd.as_fd()]),
-                None => rustix::net::send(channel, rest, rustix::net::SendFlags::NOSIGNAL),
-            };
+            let fds: Vec<_> = item.fds.iter().map(AsFd::as_fd).collect();
+            let sent = fd::send_with_fds(channel, rest, &fds);
             match sent {
                 Ok(count) => {
                     item.sent += count;
-                    item.fd = None;
+                    item.fds.clear();
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return true,

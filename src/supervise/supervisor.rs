@@ -30,7 +30,7 @@ use crate::sys::kick::Kicker;
 use crate::sys::lock::lock;
 use crate::sys::process::{self, Child};
 use crate::sys::{fd, log, memfile, oom, procfs, thread};
-use crate::wire::message::{self, Contract, FromWorker, ToWorker};
+use crate::wire::message::{self, Contract, FromWorker, Role, ToWorker};
 
 static SUPERVISOR: ForkLocal<Arc<Supervisor>> = ForkLocal::new();
 
@@ -332,13 +332,13 @@ impl Supervisor {
         streams: Option<Streams>,
         payload: Arc<Vec<u8>>,
     ) -> Result<()> {
-        let boot = Boot::new(worker, None, &request, streams.as_ref(), &payload)?;
-        let Boot { ours, theirs, log, kept_log, head, stderr } = boot;
+        let Boot { ours, theirs, log, kept_log, head, along } =
+            Boot::new(worker, &request, streams.as_ref(), &payload)?;
         let child = self.start_process(move || {
             let Request { command, env, cwd, .. } = &request;
             exec::spawn(command, env.as_deref(), cwd.as_deref(), theirs, streams.as_ref(), log)
         })?;
-        self.watch_fresh(worker, Process::new(child, ours, kept_log), head, stderr, payload);
+        self.watch_fresh(worker, Process::new(child, ours, kept_log), head, along, payload);
         Ok(())
     }
 
@@ -352,18 +352,9 @@ impl Supervisor {
         let interpreter = request.backend.is_subinterpreter().then(|| request.gil.plan().0);
         let mut again = true;
         loop {
-            let boot = Boot::new(worker, procfs::umask(), request, streams, payload)?;
-            let stdout = match streams {
-                Some(streams) => fd::duplicate(streams.stdout.as_fd())?,
-                None => host_stream(rustix::stdio::stdout())?,
-            };
-            let cwd = match &request.cwd {
-                Some(cwd) => std::ffi::OsString::from_vec(bytes("cwd", cwd)?),
-                None => ".".into(),
-            };
-            let cwd = fd::directory(cwd.as_ref())?;
-            let Boot { ours, theirs, log, kept_log, head, stderr } = boot;
-            let fds = zygote::Fds { channel: theirs, stdout, boot_log: log, cwd };
+            let Boot { ours, theirs, log, kept_log, head, along } =
+                Boot::new(worker, request, streams, payload)?;
+            let fds = zygote::Fds { channel: theirs, boot_log: log };
             let start = || {
                 let order = zygote_order(&request.spec, &request.preload)?;
                 self.start_zygote(request.command.clone(), order)
@@ -371,7 +362,7 @@ impl Supervisor {
             match self.zygote.fork(&fds, interpreter, start) {
                 Ok(child) => {
                     let process = Process::new(child, ours, kept_log);
-                    self.watch_fresh(worker, process, head, stderr, Arc::clone(payload));
+                    self.watch_fresh(worker, process, head, along, Arc::clone(payload));
                     return Ok(());
                 }
                 Err(Refusal::Lost(error)) if again => {
@@ -426,10 +417,10 @@ impl Supervisor {
         worker: &Arc<Worker>,
         mut process: Process,
         head: Vec<u8>,
-        stderr: OwnedFd,
+        along: Vec<OwnedFd>,
         payload: Arc<Vec<u8>>,
     ) {
-        process.post_with_fd(head, stderr);
+        process.post_with_fds(head, along);
         process.post(payload);
         self.watch(worker, process);
     }
@@ -547,27 +538,37 @@ struct Boot {
     log: OwnedFd,
     kept_log: OwnedFd,
     head: Vec<u8>,
-    stderr: OwnedFd,
+    /// Goes beside the head.
+    along: Vec<OwnedFd>,
 }
 
 impl Boot {
-    fn new(
-        worker: &Worker,
-        umask: Option<u32>,
-        request: &Request,
-        streams: Option<&Streams>,
-        payload: &[u8],
-    ) -> Result<Self> {
+    fn new(worker: &Worker, request: &Request, streams: Option<&Streams>, payload: &[u8]) -> Result<Self> {
         let (ours, theirs) = fd::channel_pair()?;
         let log = memfile::create("th-boot")?;
         let kept_log = fd::duplicate(&log)?;
-        let spec = ToWorker::Spec { spec: request.spec.clone(), contract: contract(worker, umask) };
-        let head = message::encode(&spec, payload.len())?;
         let stderr = match streams {
             Some(streams) => fd::duplicate(streams.stderr.as_fd())?,
             None => host_stream(rustix::stdio::stderr())?,
         };
-        Ok(Self { ours, theirs, log, kept_log, head, stderr })
+        let (mut roles, mut along, mut umask) = (vec![Role::Stderr], vec![stderr], None);
+        if request.backend.has_zygote() {
+            // A process that was started by this one would have these from it.
+            let stdout = match streams {
+                Some(streams) => fd::duplicate(streams.stdout.as_fd())?,
+                None => host_stream(rustix::stdio::stdout())?,
+            };
+            let cwd = match &request.cwd {
+                Some(cwd) => std::ffi::OsString::from_vec(bytes("cwd", cwd)?),
+                None => ".".into(),
+            };
+            roles.extend([Role::Stdout, Role::Directory]);
+            along.extend([stdout, fd::directory(cwd.as_ref())?]);
+            umask = procfs::umask();
+        }
+        let spec = ToWorker::Spec { spec: request.spec.clone(), contract: contract(worker, umask), roles };
+        let head = message::encode(&spec, payload.len())?;
+        Ok(Self { ours, theirs, log, kept_log, head, along })
     }
 }
 

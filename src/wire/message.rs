@@ -18,6 +18,8 @@ pub enum ToWorker {
         spec: serde_json::Value,
         /// The rest of the process's contract, for its first steps in Rust.
         contract: Contract,
+        /// What the descriptors beside it are for, in their order.
+        roles: Vec<Role>,
     },
     /// Be a zygote; the first and last message.
     Template {
@@ -37,11 +39,23 @@ pub enum ToWorker {
     },
 }
 
+/// What a descriptor is for that a worker is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// To be its stdout.
+    Stdout,
+    /// To be its stderr, once it has booted.
+    Stderr,
+    /// The directory that it is to work in.
+    Directory,
+}
+
 /// What the host says to its zygote.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum ToZygote {
-    /// Fork a worker. Beside it come its channel, stdout, stderr during the boot and working directory.
+    /// Fork a worker. Beside it come its channel and its stderr during the boot.
     Fork {
         /// It is to have a second interpreter with such a GIL, as prepared as the main one.
         interpreter: Option<Gil>,

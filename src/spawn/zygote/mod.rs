@@ -34,12 +34,8 @@ const REMEMBERED: usize = 1024;
 pub struct Fds {
     /// The worker's end of the channel, its fd 0 at first.
     pub channel: OwnedFd,
-    /// Its stdout.
-    pub stdout: OwnedFd,
     /// Its stderr during the boot.
     pub boot_log: OwnedFd,
-    /// Its working directory.
-    pub cwd: OwnedFd,
 }
 
 /// A zygote that has just been started.
@@ -292,7 +288,7 @@ impl Running {
         // It makes each of them when it is asked for one for the first time, which takes imports.
         let made = interpreter.is_none_or(|gil| self.interpreters.contains(&gil));
         let bound = if made { FORK_BOUND } else { START_BOUND };
-        let along = [&fds.channel, &fds.stdout, &fds.boot_log, &fds.cwd].map(AsFd::as_fd);
+        let along = [&fds.channel, &fds.boot_log].map(AsFd::as_fd);
         // The socket is empty between two requests: it takes all of this one, or the zygote is gone.
         match fd::send_with_fds(&self.started.socket, &bytes, &along) {
             Ok(count) if count == bytes.len() => {}

@@ -103,12 +103,10 @@ fn take_failures() -> Vec<PreloadFailure> {
 /// In the child: only what it was given is left open, where a fresh process would have it.
 fn become_worker(fds: Vec<OwnedFd>, tomb: OwnedFd) {
     let outcome = (|| {
-        let [channel, stdout, boot_log, cwd] = fds.as_slice() else {
+        let [channel, boot_log] = fds.as_slice() else {
             return Err(Error::protocol(format!("{} descriptors came with an order to fork", fds.len())));
         };
         fd::place(boot_log.as_fd(), 2)?;
-        rustix::process::fchdir(cwd).map_err(|errno| Error::os("change to the working directory", errno))?;
-        fd::place(stdout.as_fd(), 1)?;
         fd::place(channel.as_fd(), 0)?;
         // What modules that were preloaded hold open.
         let keep: Vec<RawFd> = fds.iter().chain([&tomb]).map(AsRawFd::as_raw_fd).collect();
