@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+import targets
 import tractor_host as th
 from tractor_host import _native
 
@@ -89,6 +90,7 @@ def supervisor_is_up() -> None:
     th.spawn("os:getpid", backend="subint_forkserver").result(timeout=PATIENCE)
     th.spawn("os:getpid", backend="fork").result(timeout=PATIENCE)
     th.spawn("os:getpid", backend="subint").result(timeout=PATIENCE)
+    th.spawn(targets.spawn_again, ["forkserver"], backend="forkserver").result(timeout=PATIENCE)
     # Loaded lazily by tests otherwise, with an fd or a thread of its own at first use.
     import asyncio  # noqa: F401
     import random

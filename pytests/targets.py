@@ -133,6 +133,31 @@ def spawn_again(backends: list[str]) -> list[int]:
         return [os.getpid(), *worker.result(timeout=60)]
 
 
+def hang_in_a_chain(backends: list[str]) -> None:
+    """As `spawn_again`, and the last one hangs."""
+    if not backends:
+        time.sleep(1000)
+    import tractor_host as th
+
+    with th.spawn(hang_in_a_chain, backends[1:], backend=backends[0], name=f"deep-{len(backends)}") as worker:
+        worker.result()
+
+
+def leave_a_sleeper(backend: str) -> int:
+    """Spawns a worker that sleeps, sees it run and leaves without it."""
+    import tractor_host as th
+
+    worker = th.spawn("time:sleep", 1000, backend=backend)
+    while worker.state != "running":
+        time.sleep(0.001)
+    _left_behind.append(worker)
+    assert worker.pid is not None
+    return worker.pid
+
+
+_left_behind: list[object] = []
+
+
 def spawn_and_forget(backend: str, target: str) -> int | None:
     """Spawns a worker and returns without it; its pid."""
     import warnings

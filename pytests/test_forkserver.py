@@ -400,14 +400,6 @@ def test_it_ends_with_the_host(how: str, program: Callable[..., Program]) -> Non
         assert pid_is_gone(pid, timeout=3.0)
 
 
-def test_workers_have_fork_servers_of_their_own() -> None:
-    nested = th.Source(
-        "import os, tractor_host as th\n(os.getpid(), th.spawn('os:getppid').result(30))",
-    )
-    pid, parent = spawn(nested).result(timeout=PATIENCE)
-    assert pid == parent != os.getpid()
-
-
 # -- where calls are refused -------------------------------------------------------------------------
 
 #: Makes the kernel refuse calls from now on, in this process and all that it starts.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// What went wrong, in words for a person, with predicates for a program.
 #[derive(Debug)]
 pub struct Error {
@@ -14,7 +16,8 @@ pub struct Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Whose fault it was, which is what a caller acts on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
     /// The caller passed something that can never work.
     Invalid,
@@ -114,6 +117,26 @@ impl Error {
             Kind::Os(errno) => Some(errno),
             _ => None,
         }
+    }
+}
+
+/// An error that is told to another process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relayed {
+    kind: Kind,
+    message: String,
+}
+
+impl From<Error> for Relayed {
+    fn from(error: Error) -> Self {
+        Self { kind: error.kind, message: error.to_string() }
+    }
+}
+
+impl From<Relayed> for Error {
+    fn from(told: Relayed) -> Self {
+        Self::new(told.kind, told.message)
     }
 }
 

@@ -148,7 +148,6 @@ def spawn(
         "promote": bool(promote),
         "command": _command() if wall == "exec" or wall in _ZYGOTE else [],
         "preload": _modules_to_preload(_preloads) if wall in _ZYGOTE else [],
-        "sys_path": spec["path"] if wall == "subint" else [],
         "spec": spec,
     }
     _end_workers_at_exit()
@@ -224,7 +223,11 @@ def rungs(backend: str | None = None) -> dict[str, str | None]:
 
 
 def workers() -> list[Worker]:
-    """Handles to the workers of this process that have not ended, oldest first."""
+    """Handles to the workers of this process that have not ended, oldest first.
+
+    Those that its workers have asked it for are among them; `Worker.parent` tells by whom each was wanted.
+    In a worker: those that it has spawned itself.
+    """
     found = []
     for info in _native.workers():
         try:
@@ -237,7 +240,7 @@ def workers() -> list[Worker]:
 @final
 @dataclasses.dataclass(frozen=True, slots=True)
 class Statistics:
-    """Counts since the process started.
+    """Counts since the process started, with the workers that it has started for its workers.
 
     Attributes:
         spawned: Workers that were made.

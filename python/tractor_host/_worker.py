@@ -116,6 +116,12 @@ class Worker:
         return None if pid is None else int(pid)
 
     @property
+    def parent(self) -> int | None:
+        """The id of the worker that asked for it; `None` when the program did."""
+        parent = self._info["parent"]
+        return None if parent is None else int(parent)
+
+    @property
     def ladder(self) -> dict[str, float]:
         """The rungs that `kill` climbs, in order, and the seconds for each."""
         return dict(self._info["ladder"])

@@ -66,7 +66,7 @@ fn started(start: &Start<'_>, place: Place) -> Result<i32> {
 /// itself does that at exit; it leaves a subinterpreter's to whoever ends that.
 fn end_workers() {
     let Ok(Some(supervisor)) = Supervisor::existing() else { return };
-    while let Err(error) = supervisor.shut_down() {
+    while let Err(error) = supervisor.shut_down(false) {
         // It looks up now and then; Python's handlers, for which it does, have had their time.
         if !error.is_interrupted() {
             complain(error);

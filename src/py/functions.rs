@@ -65,7 +65,7 @@ native!(Wait, "wait", ("id", "timeout"), waits: true,
             Some(call.started + seconds("timeout", timeout)?)
         }
     };
-    Ok(supervisor()?.worker(id(args)?)?.wait(deadline)?.into())
+    Ok(supervisor()?.worker(id(args)?)?.wait(deadline, call.interpreter != 0)?.into())
 });
 native!(Exit, "exit", ("id"), waits: false,
 "How a worker ended, or None while it has not.",
@@ -126,8 +126,8 @@ native!(Statistics, "statistics", (), waits: false,
     |_, _| Ok(Supervisor::get()?.statistics().into()));
 native!(Shutdown, "shutdown", (), waits: true,
 "End all workers and the supervisor's threads; returns how many workers were left behind.",
-|_, _| Ok(match Supervisor::existing() {
-    Ok(Some(supervisor)) => json!(supervisor.shut_down()?).into(),
+|call, _| Ok(match Supervisor::existing() {
+    Ok(Some(supervisor)) => json!(supervisor.shut_down(call.interpreter != 0)?).into(),
     // Not ours to shut down in a process forked behind our back.
     Ok(None) | Err(_) => json!(0).into(),
 }));

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::context::{SecondLife, leave_process};
-use super::request::{GilPolicy, bytes};
-use crate::error::{Error, Result};
+use super::request::{GilPolicy, path_of};
+use crate::error::Result;
 use crate::interp::attach::{Attached, Token};
 use crate::interp::call;
 use crate::interp::rungs;
@@ -36,11 +36,7 @@ fn live(gil: Gil, fall_back: Option<Gil>) -> Result<()> {
         if let Home::Adopted(_) = home {
             call::function(token, c"tractor_host._zygote", c"after_fork")?;
         } else {
-            let spec = context.spec();
-            let path: Vec<String> = serde_json::from_value(spec["path"].clone())
-                .map_err(|error| Error::protocol(format!("no path for the worker: {error}")))?;
-            let path: Vec<_> = path.iter().map(|entry| bytes("sys.path", entry)).collect::<Result<_>>()?;
-            call::set_sys_path(token, &path)?;
+            call::set_sys_path(token, &path_of(&context.spec())?)?;
         }
         call::function(token, c"tractor_host._child", c"main")
     })?;

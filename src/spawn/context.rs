@@ -4,8 +4,8 @@
 //! is found by its interpreter's id and talks to the supervisor in the same process.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -19,7 +19,7 @@ use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
 use crate::sys::{fd, process, thread, tree};
 use crate::wire::frame::{Decoder, Frame};
-use crate::wire::message::{self, Contract, FromWorker, Role, ToWorker};
+use crate::wire::message::{self, Contract, FromWorker, News, Role, ToWorker, Wish};
 
 static CONTEXTS: ForkLocal<Mutex<HashMap<i64, Arc<Context>>>> = ForkLocal::new();
 
@@ -45,7 +45,13 @@ struct ProcessLink {
     sending: Mutex<()>,
     /// What becomes fd 2 once the boot is over.
     stderr: Mutex<Option<OwnedFd>>,
+    /// Who wants to hear of workers that this process has asked for.
+    listener: OnceLock<Listener>,
 }
+
+/// Is told of a worker by the number by which it was asked for. It is called on the thread that reads the
+/// channel, and must not wait.
+pub type Listener = Box<dyn Fn(u64, News, Arc<Vec<u8>>) + Send + Sync>;
 
 #[derive(Debug, Default)]
 struct Apart {
@@ -56,6 +62,7 @@ struct Apart {
 }
 
 struct ThreadLink {
+    id: u64,
     reports: Arc<dyn Reports>,
     stdio: Option<[RawFd; 2]>,
     refused: Mutex<bool>,
@@ -72,6 +79,11 @@ pub fn current(interpreter: i64) -> Result<Arc<Context>> {
         None => None,
     };
     found.ok_or_else(|| Error::state("this interpreter is not a worker of tractor_host"))
+}
+
+/// The worker that this process is, if it is one.
+pub fn of_process() -> Option<Arc<Context>> {
+    current(0).ok().filter(|context| context.is_process())
 }
 
 fn install(interpreter: i64, context: Arc<Context>) -> Result<()> {
@@ -127,6 +139,32 @@ impl Context {
         }
     }
 
+    /// The number of the worker in this process's supervisor, for one that is a thread of this process.
+    pub fn id(&self) -> Option<u64> {
+        match &self.link {
+            Link::Process(_) => None,
+            Link::Thread(link) => Some(link.id),
+        }
+    }
+
+    /// Has `listener` told of the workers that this process, a worker, asks for; the first one stays.
+    pub fn listen(&self, listener: impl FnOnce() -> Listener) {
+        if let Link::Process(link) = &self.link {
+            link.listener.get_or_init(listener);
+        }
+    }
+
+    /// Tells a process's supervisor what is wanted of another worker, and passes on descriptors.
+    ///
+    /// # Errors
+    /// As [`Context::send`]; where the worker is no process.
+    pub fn wish(&self, id: u64, wish: Wish, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+        match &self.link {
+            Link::Process(link) => link.write(&FromWorker::About { id, wish }, payload, fds),
+            Link::Thread(_) => Err(Error::state("a subinterpreter is in its supervisor's process")),
+        }
+    }
+
     /// Says something to the supervisor. A process waits until all of it is written.
     ///
     /// # Errors
@@ -144,11 +182,7 @@ impl Context {
                         return Ok(());
                     }
                 }
-                let head = message::encode(message, payload.len())?;
-                let _sending = lock(&link.sending);
-                fd::write_all(&link.channel, &head)
-                    .and_then(|()| fd::write_all(&link.channel, payload))
-                    .map_err(|error| Error::os("send to the supervisor", error))
+                link.write(message, payload, &[])
             }
             Link::Thread(link) => {
                 if link.fall_back && matches!(message, FromWorker::Raised { refused: true, .. }) {
@@ -214,6 +248,14 @@ pub fn leave(interpreter: i64, code: i32) -> Result<()> {
 }
 
 impl ProcessLink {
+    fn write(&self, message: &FromWorker, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+        let head = message::encode(message, payload.len())?;
+        let _sending = lock(&self.sending);
+        fd::write_all_with_fds(&self.channel, &head, fds)
+            .and_then(|()| fd::write_all(&self.channel, payload))
+            .map_err(|error| Error::os("send to the supervisor", error))
+    }
+
     /// From now on stderr is the user's, no longer the supervisor's record of the boot.
     fn end_of_boot(&self) -> Result<()> {
         match lock(&self.stderr).take() {
@@ -234,6 +276,7 @@ impl ProcessLink {
 
 /// A subinterpreter's part of the work of [`super::subint`].
 pub(super) struct ThreadWorker {
+    pub(super) id: u64,
     pub(super) spec: serde_json::Value,
     pub(super) payload: Arc<Vec<u8>>,
     pub(super) stdio: Option<[RawFd; 2]>,
@@ -244,6 +287,7 @@ pub(super) struct ThreadWorker {
 impl ThreadWorker {
     pub(super) fn enter(self, interpreter: i64) -> Result<()> {
         let link = ThreadLink {
+            id: self.id,
             reports: self.reports,
             stdio: self.stdio,
             refused: Mutex::new(false),
@@ -293,7 +337,9 @@ pub fn enter_fresh() -> Result<bool> {
             super::zygote::serve::keep(channel, order);
             Ok(true)
         }
-        ToWorker::Cancel | ToWorker::Press { .. } => Err(Error::protocol("told to stop before to begin")),
+        ToWorker::Cancel | ToWorker::Press { .. } | ToWorker::About { .. } => {
+            Err(Error::protocol("told something else before what to be"))
+        }
     }
 }
 
@@ -345,6 +391,7 @@ pub(super) fn enter_process(
         channel,
         sending: Mutex::new(()),
         stderr: Mutex::new(Some(stderr)),
+        listener: OnceLock::new(),
     };
     let payload = Mutex::new(Some(payload));
     install(0, Arc::new(Context { spec, payload, link: Link::Process(link) }))?;
@@ -374,6 +421,7 @@ fn listen(mut reader: Reader, door: &Arc<Door>) {
                     }
                 }
                 Ok(ToWorker::Press { force }) => pressure.raise(door, force),
+                Ok(ToWorker::About { id, news }) => hear(id, news, frame.payload),
                 Ok(ToWorker::Spec { .. } | ToWorker::Template { .. }) => {
                     give_up("a second order of what to be")
                 }
@@ -382,6 +430,16 @@ fn listen(mut reader: Reader, door: &Arc<Door>) {
             Ok(None) => leave_process(process::ORPHANED),
             Err(error) => give_up(error),
         }
+    }
+}
+
+/// Passes on what there is to tell of a worker that this process has asked for.
+fn hear(id: u64, news: News, payload: Vec<u8>) {
+    if let Ok(context) = current(0)
+        && let Link::Process(link) = &context.link
+        && let Some(listener) = link.listener.get()
+    {
+        listener(id, news, Arc::new(payload));
     }
 }
 

@@ -1,28 +1,26 @@
 //! A worker process that is started afresh: nothing of the host's memory comes along.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use super::request::bytes;
-use super::stdio::Streams;
 use crate::error::{Error, Result};
 use crate::sys::process::Child;
 
-/// Starts `command` in this environment and directory (this process's where there is none), with the
-/// channel as its fd 0 and stderr into the boot log. To be called from a thread that never ends: the
+/// Starts `command` in this environment (this process's where there is none), with the channel as its fd 0
+/// and stderr into the boot log. To be called from a thread that never ends: the
 /// child's death signal follows it.
 ///
 /// # Errors
-/// The operating system's: no such directory, EAGAIN at the process limit, EMFILE.
+/// The operating system's: no such program, EAGAIN at the process limit, EMFILE.
 pub fn spawn(
     command: &[String],
     env: Option<&[(String, String)]>,
-    cwd: Option<&str>,
     channel: OwnedFd,
-    streams: Option<&Streams>,
+    stdout: OwnedFd,
     boot_log: OwnedFd,
 ) -> Result<Child> {
     let text = |text: &String| bytes("the command", text).map(OsString::from_vec);
@@ -39,17 +37,10 @@ pub fn spawn(
             command.env(OsString::from_vec(key), OsString::from_vec(value));
         }
     }
-    if let Some(cwd) = cwd {
-        command.current_dir(OsString::from_vec(bytes("cwd", cwd)?));
-    }
-    command.stdin(Stdio::from(channel)).stderr(Stdio::from(boot_log)).process_group(0);
-    command.stdout(match streams {
-        None => Stdio::inherit(),
-        Some(streams) => Stdio::from(crate::sys::fd::duplicate(streams.stdout.as_fd())?),
-    });
-    let child = command.spawn().map_err(|error| {
-        let cwd = cwd.map(|cwd| format!(" in `{cwd}`")).unwrap_or_default();
-        Error::os(format_args!("start `{}`{cwd}", program.display()), error)
-    })?;
+    command.stdin(Stdio::from(channel)).stdout(Stdio::from(stdout)).stderr(Stdio::from(boot_log));
+    let child = command
+        .process_group(0)
+        .spawn()
+        .map_err(|error| Error::os(format_args!("start `{}`", program.display()), error))?;
     Child::adopt(i32::try_from(child.id()).unwrap_or(0))
 }

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::interp::subinterp::Gil;
 
 /// The walls that a worker can stand behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
     /// A subinterpreter on a thread of this process.
@@ -46,6 +46,11 @@ impl Backend {
         matches!(self, Self::Subint | Self::SubintForkserver)
     }
 
+    /// Whether it is a process with nothing of this one's memory.
+    pub fn starts_afresh(self) -> bool {
+        self.has_zygote() || self == Self::Exec
+    }
+
     /// Whether it is forked from the zygote.
     pub fn has_zygote(self) -> bool {
         matches!(self, Self::Forkserver | Self::SubintForkserver)
@@ -53,7 +58,7 @@ impl Backend {
 }
 
 /// Which GIL a subinterpreter worker asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GilPolicy {
     /// The process's.
@@ -76,7 +81,7 @@ impl GilPolicy {
 }
 
 /// Where a worker's stdout and stderr go.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stdio {
     /// Where the host's go.
@@ -90,7 +95,7 @@ pub enum Stdio {
 }
 
 /// A request for one worker.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// The worker's name; made up from the target and its id when there is none.
@@ -121,8 +126,6 @@ pub struct Request {
     pub command: Vec<String>,
     /// What the zygote imports, should there be none yet.
     pub preload: Vec<String>,
-    /// `sys.path` of the worker.
-    pub sys_path: Vec<String>,
     /// What `tractor_host._child` needs to know.
     pub spec: serde_json::Value,
 }
@@ -147,7 +150,7 @@ impl Request {
                 "env and cwd belong to a process and all its interpreters share them; use backend=\"fork\" or \"exec\"",
             ));
         }
-        if (self.backend == Backend::Exec || self.backend.has_zygote()) && self.command.is_empty() {
+        if self.backend.starts_afresh() && self.command.is_empty() {
             return Err(Error::invalid("this backend needs the command that starts a fresh process"));
         }
         Ok(())
@@ -163,6 +166,16 @@ pub fn seconds(what: &str, value: f64) -> Result<Duration> {
         return Err(Error::invalid(format!("{what} must be a number of seconds, at least 0, not {value}")));
     }
     Ok(Duration::from_secs_f64(value.min(LONGEST)))
+}
+
+/// `sys.path`, as `_child` is told it.
+///
+/// # Errors
+/// When there is none in it.
+pub fn path_of(spec: &serde_json::Value) -> Result<Vec<Vec<u8>>> {
+    let path: Vec<String> = serde_json::from_value(spec["path"].clone())
+        .map_err(|error| Error::protocol(format!("no sys.path in what a worker is told: {error}")))?;
+    path.iter().map(|entry| bytes("sys.path", entry)).collect()
 }
 
 /// The bytes of a latin-1 string.

@@ -17,6 +17,8 @@ use crate::sys::thread;
 
 /// What a runner needs.
 pub struct Job {
+    /// The worker's number.
+    pub id: u64,
     /// The worker's name.
     pub name: String,
     /// The GIL to start with, and the one to fall back on when an extension module refuses it.
@@ -76,6 +78,7 @@ fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>)
     interpreters.push(id);
     rungs::report_missing(token);
     let worker = ThreadWorker {
+        id: job.id,
         spec: job.spec.clone(),
         payload: Arc::clone(&job.payload),
         stdio: job.stdio.as_ref().map(|streams| streams.each_ref().map(AsRawFd::as_raw_fd)),

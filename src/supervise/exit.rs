@@ -1,6 +1,6 @@
 //! How a worker ended, as it was: one pure function from what was seen to what is said.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::ladder::{Reason, Rung};
 use crate::sys::oom::Evidence;
@@ -9,7 +9,7 @@ use crate::sys::signal;
 use crate::wire::message::FromWorker;
 
 /// In a word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// The target returned; its value is there.
@@ -29,7 +29,8 @@ pub enum Kind {
 }
 
 /// The end of a worker.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Exit {
     /// In a word.
     pub kind: Kind,
@@ -47,6 +48,13 @@ pub struct Exit {
     pub elapsed: Option<f64>,
     /// Seconds from its start to its end.
     pub lifetime: f64,
+}
+
+impl Exit {
+    /// Of one of which nothing is known but that it has ended.
+    pub(super) fn unknown(cause: String) -> Self {
+        Self { cause, ..Seen::default().judge() }
+    }
 }
 
 /// What was seen of a worker by the time it was gone (or given up).
@@ -138,9 +146,8 @@ impl Seen {
                 exit.code = exit.code.or(Some(*asked));
                 exit.cause = format!("raised SystemExit, exit code {asked}");
             }
-            (Some(FromWorker::Cancelled | FromWorker::Started | FromWorker::Refused) | None, None) => {
-                self.judge_silent(&mut exit)
-            }
+            // Nothing else is kept as a report.
+            (Some(_) | None, None) => self.judge_silent(&mut exit),
         }
         exit
     }

@@ -4,14 +4,15 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::interp::rungs::Force;
 use crate::spawn::request::{Backend, seconds};
+use crate::wire::message::Why;
 
 /// A step of a ladder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rung {
     /// The worker is asked to stop, and can clean up.
@@ -90,6 +91,8 @@ pub enum Reason {
     Shutdown,
     /// The interpreter that spawned it is gone.
     OwnerGone,
+    /// The process that spawned it is gone.
+    OwnerDied,
     /// It broke the wire protocol.
     Protocol,
     /// It closed its channel and lived on.
@@ -105,9 +108,33 @@ impl fmt::Display for Reason {
             Self::TimedOut(seconds) => write!(f, "ran longer than its timeout of {seconds} s"),
             Self::Shutdown => f.write_str("killed at shutdown"),
             Self::OwnerGone => f.write_str("killed because the worker that spawned it ended"),
+            Self::OwnerDied => f.write_str("killed because the process that spawned it ended"),
             Self::Protocol => f.write_str("killed because it broke the protocol of its channel"),
             Self::Silent => f.write_str("killed because it closed the channel to its supervisor"),
             Self::Unwatched => f.write_str("killed because the supervisor could not watch it"),
+        }
+    }
+}
+
+impl From<Why> for Reason {
+    fn from(why: Why) -> Self {
+        match why {
+            Why::Killed => Self::Killed,
+            Why::Shutdown => Self::Shutdown,
+            Why::OwnerGone => Self::OwnerGone,
+            Why::OwnerDied => Self::OwnerDied,
+        }
+    }
+}
+
+impl From<Reason> for Why {
+    fn from(reason: Reason) -> Self {
+        match reason {
+            Reason::Shutdown => Self::Shutdown,
+            Reason::OwnerGone => Self::OwnerGone,
+            Reason::OwnerDied => Self::OwnerDied,
+            // The rest is what its supervisor finds out by itself.
+            _ => Self::Killed,
         }
     }
 }
@@ -228,7 +255,9 @@ impl Climb {
         let begin = Self { reason, until: now, at: 0, rung: Rung::Abandoned };
         // Whom the channel does not reach can't be asked.
         let polite = !matches!(reason, Reason::Protocol | Reason::Silent);
-        begin.first_from(0, ladder, now, |rung| (started && polite) || !matches!(rung, Rung::Cancel))
+        // Of whom there is nobody left to wait for, and who was told of that end by nobody.
+        let from = if reason == Reason::OwnerDied { ladder.rungs().len().saturating_sub(1) } else { 0 };
+        begin.first_from(from, ladder, now, |rung| (started && polite) || !matches!(rung, Rung::Cancel))
     }
 
     /// The next rung; `None` at the end of the ladder.

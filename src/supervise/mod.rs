@@ -1,6 +1,7 @@
 //! Who is alive, how they end, and the one thread that decides. It reaches workers through `spawn`
 //! and `interp`, and never waits for Python itself.
 
+mod clerk;
 pub mod exit;
 pub mod ladder;
 pub mod reactor;

@@ -12,13 +12,15 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-use super::exit::{Kind, Seen};
+use super::clerk::Surroundings;
+use super::exit::{Exit, Kind, Seen};
 use super::ladder::{Climb, Reason, Rung};
-use super::supervisor::Supervisor;
-use super::worker::{State, Worker};
+use super::supervisor::{Answer, Supervisor};
+use super::worker::{Owner, State, Worker};
 use crate::error::{Error, Result};
 use crate::interp::door::Door;
 use crate::interp::rungs::pressure::Pressure;
+use crate::spawn::context;
 use crate::sys::event::Slot;
 use crate::sys::kick;
 use crate::sys::lock::lock;
@@ -26,7 +28,7 @@ use crate::sys::process::{Child, Status};
 use crate::sys::tree::Tree;
 use crate::sys::{fd, log, memfile, oom, thread};
 use crate::wire::frame::Decoder;
-use crate::wire::message::{self, FromWorker, ToWorker};
+use crate::wire::message::{self, FromWorker, News, ToWorker, Wish};
 
 /// An order to the reactor.
 pub(super) enum Command {
@@ -46,6 +48,10 @@ pub(super) enum Command {
     Stuck(u64, usize),
     /// A runner's interpreters are gone.
     RunnerEnded(u64, Vec<i64>, Option<String>),
+    /// A worker process cannot have the worker that it asked for: by its number here and the other's there.
+    Refused((u64, u64), Error, bool),
+    /// There is news of a worker that somebody else has started for this process.
+    News(u64, News, Arc<Vec<u8>>),
     /// Ask it to stop.
     Cancel(u64),
     /// End it.
@@ -60,6 +66,8 @@ pub(super) enum Link {
     Process(Box<Process>),
     /// A subinterpreter, by the door to it.
     Subint(Arc<Door>),
+    /// A process that the supervisor of this process owns. Who waits for it to be made is told here.
+    Elsewhere(Option<Arc<Slot<Answer>>>),
 }
 
 /// A worker process.
@@ -68,6 +76,8 @@ pub(super) struct Process {
     /// `None` once it is closed, by either side.
     channel: Option<OwnedFd>,
     decoder: Decoder,
+    /// Descriptors that came over the channel, for messages that have not been read yet.
+    received: VecDeque<OwnedFd>,
     outbox: VecDeque<Outgoing>,
     boot_log: OwnedFd,
     /// What was found below it when it was told to end in a way that it can't hear.
@@ -89,6 +99,7 @@ impl Process {
             child,
             channel: Some(channel),
             decoder: Decoder::new(),
+            received: VecDeque::new(),
             outbox: VecDeque::new(),
             boot_log,
             tree: Tree::default(),
@@ -198,6 +209,8 @@ struct Entry {
     runner_ended: bool,
     /// Its end has been published, but it is still there.
     abandoned: bool,
+    /// It is gone, and what was started for it is not yet.
+    over: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -210,6 +223,9 @@ enum Alarm {
     Thaw,
 }
 
+/// How many descriptors may have come from a worker before the messages that say what for.
+const MOST_UNASKED: usize = 256;
+
 /// How long a process may live on after its channel was closed: it flushes its files, say.
 const LEAVING: Duration = Duration::from_secs(1);
 
@@ -219,6 +235,9 @@ pub(super) struct Reactor {
     epoll: OwnedFd,
     entries: HashMap<u64, Entry>,
     alarms: BTreeSet<(Instant, u64, Alarm)>,
+    /// What workers have asked for and is being made, by their number here and its number there; with the
+    /// reason to end it at once, if there is one by now.
+    asked: HashMap<(u64, u64), Option<Reason>>,
 }
 
 /// Event data: 0 is the order queue; a worker has two numbers of its own.
@@ -237,7 +256,13 @@ impl Reactor {
         let failed = |errno: Errno| Error::os("make the supervisor's epoll", errno);
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(failed)?;
         epoll::add(&epoll, &supervisor.wake, EventData::new_u64(ORDERS), EventFlags::IN).map_err(failed)?;
-        Ok(Self { supervisor, epoll, entries: HashMap::new(), alarms: BTreeSet::new() })
+        Ok(Self {
+            supervisor,
+            epoll,
+            entries: HashMap::new(),
+            alarms: BTreeSet::new(),
+            asked: HashMap::new(),
+        })
     }
 
     pub(super) fn run(mut self) {
@@ -277,7 +302,13 @@ impl Reactor {
                         child.destroy();
                     }
                 }
-                Command::Said(id, message, payload) => self.said(id, message, payload),
+                Command::Said(id, message, payload) => self.said(id, message, payload, Vec::new()),
+                Command::Refused((asker, theirs), error, confined) => {
+                    self.asked.remove(&(asker, theirs));
+                    let news = News::Refused { error: error.into(), confined };
+                    self.tell_asker(asker, theirs, news, None);
+                }
+                Command::News(id, news, payload) => self.hear(id, news, payload),
                 Command::CodeOver(id) => {
                     if let Some(entry) = self.entries.get_mut(&id) {
                         entry.over_at = entry.climb.map(Climb::rung);
@@ -324,6 +355,7 @@ impl Reactor {
             process.oom = Some(lock(&self.supervisor.oom).before(process.pid()));
         }
         if let Some(timeout) = worker.timeout
+            && !matches!(link, Link::Elsewhere(_))
             && let Ok(timeout) = crate::spawn::request::seconds("timeout", timeout)
         {
             self.alarms.insert((worker.created + timeout, id, Alarm::Timeout));
@@ -339,11 +371,111 @@ impl Reactor {
             runner: None,
             runner_ended: false,
             abandoned: false,
+            over: false,
+        };
+        let owner = entry.worker.owner;
+        let pid = match &entry.link {
+            Link::Process(process) => Some(process.pid()),
+            Link::Subint(_) | Link::Elsewhere(_) => None,
         };
         self.entries.insert(id, entry);
         if let Some(errno) = failure {
             // Its end would go unseen: end it now, while we hold it.
             self.fail(id, errno.to_string());
+        }
+        match owner {
+            // The order to end all that there is has come before it.
+            Owner::Interpreter(_) if self.supervisor.is_closing() => self.kill(id, Reason::Shutdown),
+            Owner::Interpreter(_) => {}
+            Owner::Worker { id: asker, theirs } => self.hand_over(id, asker, theirs, pid),
+        }
+    }
+
+    /// There is a worker that a worker process has asked for.
+    fn hand_over(&mut self, id: u64, asker: u64, theirs: u64, pid: Option<i32>) {
+        if let Some(pid) = pid {
+            self.tell_asker(asker, theirs, News::Spawned { pid }, None);
+        }
+        let withdrawn = self.asked.remove(&(asker, theirs)).flatten();
+        let gone = self.entries.get(&asker).is_none_or(|entry| entry.over || entry.abandoned);
+        if let Some(reason) = if gone { Some(Reason::OwnerDied) } else { withdrawn } {
+            self.kill(id, reason);
+        }
+    }
+
+    /// A worker process wants something of a worker that is, or is to be, its own.
+    fn wished(&mut self, id: u64, theirs: u64, wish: Wish, along: Vec<OwnedFd>, payload: Arc<Vec<u8>>) {
+        let found = self.owned_by(id).find(|entry| entry.worker.owner == Owner::Worker { id, theirs });
+        let found = found.map(|entry| entry.worker.id);
+        let Some(Entry { link: Link::Process(process), .. }) = self.entries.get(&id) else { return };
+        match (wish, found) {
+            (Wish::Spawn { request, standing, roles }, _) => {
+                self.asked.insert((id, theirs), None);
+                let order = move || {
+                    let request = serde_json::from_value(request)
+                        .map_err(|error| Error::protocol(format!("a malformed request: {error}")))?;
+                    Ok((request, Surroundings::of_another(standing, &roles, along)?))
+                };
+                self.supervisor.have_spawned((id, theirs), process.pid(), order, payload);
+            }
+            (Wish::Cancel, Some(found)) => self.cancel(found),
+            (Wish::Kill { why }, Some(found)) => self.kill(found, why.into()),
+            // It has ended meanwhile, or is still being made.
+            (Wish::Cancel, None) => {}
+            (Wish::Kill { why }, None) => {
+                if let Some(withdrawn) = self.asked.get_mut(&(id, theirs)) {
+                    *withdrawn = Some(why.into());
+                }
+            }
+        }
+    }
+
+    /// What was started for a worker process.
+    fn owned_by(&self, id: u64) -> impl Iterator<Item = &Entry> {
+        self.entries
+            .values()
+            .filter(move |entry| matches!(entry.worker.owner, Owner::Worker { id: owner, .. } if owner == id))
+    }
+
+    fn tell_asker(&mut self, asker: u64, theirs: u64, news: News, payload: Option<Arc<Vec<u8>>>) {
+        self.tell(asker, &ToWorker::About { id: theirs, news }, payload);
+    }
+
+    /// There is news of a worker that the supervisor of this process has started.
+    fn hear(&mut self, id: u64, news: News, payload: Arc<Vec<u8>>) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Link::Elsewhere(waiting) = &mut entry.link else { return };
+        let worker = Arc::clone(&entry.worker);
+        match news {
+            News::Spawned { pid } => {
+                worker.set_pid(pid);
+                spawned(waiting);
+                if entry.seen.cancelled {
+                    // It was asked before it could be told apart.
+                    ask_for(id, Wish::Cancel);
+                }
+                if let Owner::Worker { id: asker, theirs } = worker.owner {
+                    self.tell_asker(asker, theirs, News::Spawned { pid }, None);
+                }
+            }
+            News::Refused { error, confined } => {
+                if let Some(slot) = waiting.take() {
+                    // Whoever has gone has no use for it.
+                    let _ = slot.fill(Answer::Refused { error: error.into(), confined });
+                }
+            }
+            News::Started => self.said(id, FromWorker::Started, payload, Vec::new()),
+            News::Ended { exit, outcome } => {
+                let exit = serde_json::from_value(exit).unwrap_or_else(|error| {
+                    Exit::unknown(format!("it ended, and how was not told so that it could be read: {error}"))
+                });
+                if outcome {
+                    worker.keep_outcome(payload);
+                }
+                spawned(waiting);
+                self.entries.remove(&id);
+                self.settle(&worker, exit, false);
+            }
         }
     }
 
@@ -363,7 +495,7 @@ impl Reactor {
                 process.child.destroy();
                 Some(Status::Signalled { signal: libc::SIGKILL, core: false })
             }
-            Link::Subint(_) => None,
+            Link::Subint(_) | Link::Elsewhere(_) => None,
         };
         self.publish(&entry.worker, &entry.seen, entry.asked);
     }
@@ -409,7 +541,7 @@ impl Reactor {
             };
             while taken < share {
                 let room = chunk.len().min(share - taken);
-                match rustix::io::read(channel, &mut chunk[..room]) {
+                match fd::receive_into(channel, &mut chunk[..room], &mut process.received) {
                     Ok(0) => closed = true,
                     Ok(count) => {
                         taken += count;
@@ -425,12 +557,25 @@ impl Reactor {
             while broken.is_none() {
                 match process.decoder.next_frame() {
                     Ok(Some(frame)) => match message::decode::<FromWorker>(&frame, "a worker's message") {
-                        Ok(message) => messages.push((message, Arc::new(frame.payload))),
+                        Ok(message) => {
+                            let along = match &message {
+                                FromWorker::About { wish: Wish::Spawn { roles, .. }, .. } => roles.len(),
+                                _ => 0,
+                            };
+                            let along: Vec<_> =
+                                process.received.drain(..along.min(process.received.len())).collect();
+                            messages.push((message, Arc::new(frame.payload), along));
+                        }
                         Err(error) => broken = Some(error),
                     },
                     Ok(None) => break,
                     Err(error) => broken = Some(error),
                 }
+            }
+            if process.received.len() > MOST_UNASKED {
+                broken.get_or_insert_with(|| {
+                    Error::protocol("it sent more descriptors than it has told what for")
+                });
             }
             // Asked before it can notice that the channel is closed, and leave for that.
             over = broken.is_some() && process.has_ended();
@@ -444,8 +589,8 @@ impl Reactor {
                 entry.seen.failure = Some("it closed the channel in the middle of a message".into());
             }
         }
-        for (message, payload) in messages {
-            self.said(id, message, payload);
+        for (message, payload, along) in messages {
+            self.said(id, message, payload, along);
         }
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match broken {
@@ -466,15 +611,19 @@ impl Reactor {
         }
     }
 
-    fn said(&mut self, id: u64, message: FromWorker, payload: Arc<Vec<u8>>) {
+    fn said(&mut self, id: u64, message: FromWorker, payload: Arc<Vec<u8>>, along: Vec<OwnedFd>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match message {
             FromWorker::Started => {
                 entry.seen.started = true;
                 entry.worker.advance(State::Running);
+                let owner = entry.worker.owner;
                 if entry.seen.cancelled {
                     // It was asked before it could listen.
                     self.ask_to_stop(id);
+                }
+                if let Owner::Worker { id: asker, theirs } = owner {
+                    self.tell_asker(asker, theirs, News::Started, None);
                 }
             }
             FromWorker::Returned | FromWorker::Raised { .. } => {
@@ -483,6 +632,7 @@ impl Reactor {
             }
             FromWorker::Refused => self.supervisor.needs_shared_gil(&entry.worker.target),
             FromWorker::Exited { .. } | FromWorker::Cancelled => entry.seen.report = Some(message),
+            FromWorker::About { id: theirs, wish } => self.wished(id, theirs, wish, along, payload),
         }
     }
 
@@ -491,17 +641,20 @@ impl Reactor {
         entry.seen.cancelled = true;
         entry.asked.get_or_insert_with(Instant::now);
         entry.worker.advance(State::Cancelling);
-        if entry.seen.started {
+        if entry.seen.started || matches!(entry.link, Link::Elsewhere(None)) {
             self.ask_to_stop(id);
         }
     }
 
     /// Says something to a process.
-    fn tell(&mut self, id: u64, message: &ToWorker) {
+    fn tell(&mut self, id: u64, message: &ToWorker, payload: Option<Arc<Vec<u8>>>) {
         let Some(Entry { link: Link::Process(process), .. }) = self.entries.get_mut(&id) else { return };
-        match message::encode(message, 0) {
+        match message::encode(message, payload.as_ref().map_or(0, |payload| payload.len())) {
             Ok(bytes) => {
                 process.post(Arc::new(bytes));
+                if let Some(payload) = payload {
+                    process.post(payload);
+                }
                 if process.flush() {
                     Self::want(&self.epoll, process, id, EventFlags::IN | EventFlags::OUT);
                 }
@@ -514,7 +667,8 @@ impl Reactor {
     fn ask_to_stop(&mut self, id: u64) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match &mut entry.link {
-            Link::Process(_) => self.tell(id, &ToWorker::Cancel),
+            Link::Process(_) => self.tell(id, &ToWorker::Cancel, None),
+            Link::Elsewhere(_) => ask_for(id, Wish::Cancel),
             Link::Subint(door) => {
                 let door = Arc::clone(door);
                 helper("th-cancel", move || {
@@ -530,6 +684,12 @@ impl Reactor {
     fn kill(&mut self, id: u64, reason: Reason) {
         match self.entries.get(&id).map(|entry| &entry.link) {
             Some(Link::Process(process)) if process.has_ended() => {}
+            Some(Link::Elsewhere(_)) => {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.worker.advance(State::Killing);
+                    ask_for(id, Wish::Kill { why: reason.into() });
+                }
+            }
             _ => self.climb(id, reason),
         }
     }
@@ -537,7 +697,8 @@ impl Reactor {
     /// Begins the ladder, once.
     fn climb(&mut self, id: u64, reason: Reason) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        if entry.climb.is_some() || entry.abandoned {
+        let hurried = reason == Reason::OwnerDied && entry.climb.is_none_or(|climb| climb.reason != reason);
+        if entry.climb.is_some() && !hurried || entry.abandoned {
             return;
         }
         let now = Instant::now();
@@ -549,7 +710,7 @@ impl Reactor {
 
     /// Takes the rung, or gives the worker up where there is none.
     fn step(&mut self, id: u64, climb: Option<Climb>, reason: Reason) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Some(entry) = self.entries.get_mut(&id).filter(|entry| !entry.over) else { return };
         let Some(climb) = climb else {
             self.abandon(id, reason);
             return;
@@ -568,7 +729,7 @@ impl Reactor {
             }
             Link::Process(process) if let Some(force) = pressed => {
                 process.signal(Signal::CONT);
-                self.tell(id, &ToWorker::Press { force });
+                self.tell(id, &ToWorker::Press { force }, None);
             }
             Link::Process(process) => {
                 if let Some(number) = rung.signal()
@@ -582,6 +743,8 @@ impl Reactor {
                     entry.pressure.raise(door, force);
                 }
             }
+            // Its owner has its ladder.
+            Link::Elsewhere(_) => {}
         }
     }
 
@@ -599,6 +762,7 @@ impl Reactor {
         }
         let (worker, asked) = (Arc::clone(&entry.worker), entry.asked);
         let seen = std::mem::take(&mut entry.seen);
+        self.end_those_of(id);
         log::line(format_args!(
             "worker `{}` ({}) could not be ended and is abandoned",
             worker.name,
@@ -624,6 +788,9 @@ impl Reactor {
     fn process_ended(&mut self, id: u64) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let Link::Process(process) = &mut entry.link else { return };
+        if entry.over {
+            return;
+        }
         // What it started and left behind goes with it; until it is reaped its group's id is its own.
         process.child.kill_group();
         process.tree.kill_with_kin(Instant::now() + TREE_BOUND);
@@ -658,7 +825,7 @@ impl Reactor {
         let orphans: Vec<u64> = self
             .entries
             .values()
-            .filter(|entry| interpreters.contains(&entry.worker.owner))
+            .filter(|entry| matches!(entry.worker.owner, Owner::Interpreter(owner) if interpreters.contains(&owner)))
             .map(|entry| entry.worker.id)
             .collect();
         for orphan in orphans {
@@ -681,6 +848,18 @@ impl Reactor {
 
     /// The worker is really gone: publishes its end, unless it had been given up before.
     fn gone(&mut self, id: u64) {
+        if self.end_those_of(id) {
+            // Its own end is told when they have ended.
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.over = true;
+                if let Link::Process(process) = &entry.link
+                    && let Err(errno) = epoll::delete(&self.epoll, process.child.pidfd())
+                {
+                    log::line(format_args!("epoll failed for worker {id}: {errno}"));
+                }
+            }
+            return;
+        }
         let Some(mut entry) = self.entries.remove(&id) else { return };
         entry.pressure.end();
         if let (Link::Subint(door), Some((rung, reason))) = (&entry.link, entry.seen.rung) {
@@ -708,17 +887,43 @@ impl Reactor {
         self.publish(&entry.worker, &entry.seen, entry.asked);
     }
 
-    fn publish(&self, worker: &Arc<Worker>, seen: &Seen, asked: Option<Instant>) {
+    /// Ends what was started for a worker process that is gone. Whether there is any.
+    fn end_those_of(&mut self, id: u64) -> bool {
+        let orphans: Vec<u64> = self.owned_by(id).map(|entry| entry.worker.id).collect();
+        for orphan in &orphans {
+            self.kill(*orphan, Reason::OwnerDied);
+        }
+        self.owned_by(id).any(|entry| !entry.abandoned)
+    }
+
+    fn publish(&mut self, worker: &Arc<Worker>, seen: &Seen, asked: Option<Instant>) {
         let mut exit = seen.judge();
         exit.elapsed = asked.map(|asked| asked.elapsed().as_secs_f64());
         exit.lifetime = worker.created.elapsed().as_secs_f64();
         if let (Kind::Returned, Some(failure)) = (exit.kind, &seen.failure) {
             exit.cause.push_str(&format!("; {failure}"));
         }
+        self.settle(worker, exit, seen.abandoned);
+    }
+
+    /// Tells everybody how a worker has ended.
+    fn settle(&mut self, worker: &Arc<Worker>, exit: Exit, abandoned: bool) {
         // Counted before it is published, so that whoever waited sees it counted.
-        self.supervisor.counted(exit.kind, worker, seen.abandoned);
+        self.supervisor.counted(exit.kind, worker, abandoned);
+        let told = serde_json::to_value(&exit);
         if worker.finish(exit) {
             self.supervisor.forget(worker.id);
+        }
+        let Owner::Worker { id, theirs } = worker.owner else { return };
+        let outcome = worker.outcome();
+        match told {
+            Ok(exit) => {
+                self.tell_asker(id, theirs, News::Ended { exit, outcome: outcome.is_some() }, outcome);
+            }
+            Err(error) => log::line(format_args!("the end of worker `{}` is no JSON: {error}", worker.name)),
+        }
+        if self.entries.get(&id).is_some_and(|owner| owner.over) {
+            self.gone(id);
         }
     }
 
@@ -756,6 +961,25 @@ impl Reactor {
 const TREE_BOUND: Duration = Duration::from_millis(500);
 /// How long what is below a process that was told to end stays stopped: if it ends at once, its tree does.
 const THAW: Duration = Duration::from_millis(20);
+
+/// Tells whoever waits for it that a worker was made elsewhere.
+fn spawned(waiting: &mut Option<Arc<Slot<Answer>>>) {
+    if let Some(slot) = waiting.take() {
+        // Who has stopped waiting has ordered its end.
+        let _ = slot.fill(Answer::Spawned);
+    }
+}
+
+/// Has the supervisor of this process do something about a worker that it has started for this one.
+fn ask_for(id: u64, wish: Wish) {
+    let sent = match context::of_process() {
+        Some(patron) => patron.wish(id, wish, &[], &[]),
+        None => Err(Error::state("this process is no worker any more")),
+    };
+    if let Err(error) = sent {
+        log::line(format_args!("{error}"));
+    }
+}
 
 /// Runs what has to wait for an interpreter's GIL on a thread that can be spared.
 fn helper(name: &str, body: impl FnOnce() + Send + 'static) {

@@ -2,7 +2,7 @@
 //! reactor's; here requests are checked, workers made, and orders passed on.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,26 +11,28 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::exit::Kind;
+use super::clerk::{Clerk, Surroundings, host_stream, is_as_free};
+use super::exit::{Exit, Kind};
 use super::ladder::{Ladder, Reason};
 use super::reactor::{Command, Link, Process, Reactor};
-use super::worker::{Parts, State, Worker};
+use super::worker::{Owner, Parts, State, Worker};
 use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::interp::attach::Token;
 use crate::interp::door::Door;
 use crate::spawn::clean::CleanThread;
+use crate::spawn::context::{self, Context};
 use crate::spawn::fork::{self, Luggage};
-use crate::spawn::request::{Backend, GilPolicy, Request, Stdio, bytes, seconds};
+use crate::spawn::request::{Backend, GilPolicy, Request, bytes, path_of, seconds};
 use crate::spawn::stdio::Streams;
 use crate::spawn::zygote::{self, Refusal, Zygote};
 use crate::spawn::{Reports, exec, subint};
-use crate::sys::event::Slot;
+use crate::sys::event::{Slot, Wait};
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::kick::Kicker;
 use crate::sys::lock::lock;
 use crate::sys::process::{self, Child};
-use crate::sys::{fd, log, memfile, oom, procfs, thread};
-use crate::wire::message::{self, Contract, FromWorker, Role, ToWorker};
+use crate::sys::{fd, log, memfile, oom, thread};
+use crate::wire::message::{self, Contract, FromWorker, ToWorker, Wish};
 
 static SUPERVISOR: ForkLocal<Arc<Supervisor>> = ForkLocal::new();
 
@@ -52,6 +54,11 @@ pub struct Supervisor {
     reactor: Mutex<Option<JoinHandle<()>>>,
     next_id: AtomicU64,
     closing: AtomicBool,
+    clerk: Clerk,
+    /// This process, a worker, has a fork server that imports what it was told here.
+    own_zygote: AtomicBool,
+    /// Its supervisor starts no workers for this one.
+    on_its_own: AtomicBool,
     memory: Mutex<Memory>,
     counts: Mutex<Counts>,
     pub(super) oom: Mutex<oom::Watch>,
@@ -95,6 +102,9 @@ impl Supervisor {
                 reactor: Mutex::default(),
                 next_id: AtomicU64::new(1),
                 closing: AtomicBool::new(false),
+                clerk: Clerk::default(),
+                own_zygote: AtomicBool::new(false),
+                on_its_own: AtomicBool::new(false),
                 memory: Mutex::default(),
                 counts: Mutex::default(),
                 oom: Mutex::default(),
@@ -102,6 +112,10 @@ impl Supervisor {
             }))
         })?;
         supervisor.start()?;
+        if let Some(context) = context::of_process() {
+            context
+                .listen(|| Box::new(|id, news, payload| supervisor.order(Command::News(id, news, payload))));
+        }
         Ok(supervisor)
     }
 
@@ -184,14 +198,49 @@ impl Supervisor {
         self.order(Command::Kill(worker.id, Reason::Killed));
     }
 
-    /// Makes a worker and sets it to work.
+    /// Makes a worker and sets it to work, for code in the interpreter `owner` of this process.
     ///
     /// # Errors
     /// What is wrong with the request; what the operating system refuses; after shutdown. Nothing of
-    /// the worker is left behind then.
+    /// the worker is left behind then. Interrupted, when a signal arrived while somebody else was starting it:
+    /// then there is none, and the call can be repeated.
     pub fn spawn(
         self: &Arc<Self>,
         owner: i64,
+        request: Request,
+        payload: Arc<Vec<u8>>,
+    ) -> Result<Arc<Worker>> {
+        let parent = context::current(owner).ok().and_then(|context| context.id());
+        self.make(Owner::Interpreter(owner), parent, None, request, payload)
+    }
+
+    /// The same for a worker process, which gets news of it under its own number.
+    ///
+    /// # Errors
+    /// As for [`Supervisor::spawn`]; for a worker that is to be no process of its own.
+    pub(super) fn spawn_for(
+        self: &Arc<Self>,
+        (id, theirs): (u64, u64),
+        request: Request,
+        surroundings: Surroundings,
+        payload: Arc<Vec<u8>>,
+    ) -> Result<()> {
+        if !request.backend.starts_afresh() {
+            return Err(Error::protocol(format!(
+                "a worker asked for a worker that it must start by itself ({})",
+                request.backend.name()
+            )));
+        }
+        let owner = Owner::Worker { id, theirs };
+        // Nobody here has a handle to it.
+        self.make(owner, Some(id), Some(surroundings), request, payload).map(|worker| self.release(worker.id))
+    }
+
+    fn make(
+        self: &Arc<Self>,
+        owner: Owner,
+        parent: Option<u64>,
+        surroundings: Option<Surroundings>,
         mut request: Request,
         payload: Arc<Vec<u8>>,
     ) -> Result<Arc<Worker>> {
@@ -231,6 +280,7 @@ impl Supervisor {
             target: request.target.clone(),
             backend: request.backend,
             owner,
+            parent,
             ladder,
             timeout: request.timeout,
             collected: streams.as_mut().and_then(|streams| streams.collected.take()),
@@ -241,11 +291,10 @@ impl Supervisor {
         }
         let made = match request.backend {
             Backend::Subint => self.spawn_subint(&worker, request, streams, payload),
-            Backend::Forkserver | Backend::SubintForkserver => {
-                self.spawn_forkserver(&worker, &request, streams.as_ref(), &payload)
-            }
             Backend::Fork => self.spawn_fork(&worker, request, streams, payload),
-            Backend::Exec => self.spawn_exec(&worker, request, streams, payload),
+            Backend::Forkserver | Backend::SubintForkserver | Backend::Exec => surroundings
+                .map_or_else(|| Surroundings::here(&request, streams), Ok)
+                .and_then(|surroundings| self.spawn_afresh(&worker, request, &surroundings, payload)),
         };
         match made {
             Ok(()) => {
@@ -254,9 +303,93 @@ impl Supervisor {
             }
             Err(error) => {
                 lock(&self.workers).remove(&id);
+                // Somebody may have found it meanwhile, and wait for it.
+                worker.finish(Exit::unknown(format!("it could not be made: {error}")));
                 Err(error)
             }
         }
+    }
+
+    /// Makes a process that is not forked from this one: here, or by whom this process is a worker of.
+    fn spawn_afresh(
+        &self,
+        worker: &Arc<Worker>,
+        mut request: Request,
+        surroundings: &Surroundings,
+        payload: Arc<Vec<u8>>,
+    ) -> Result<()> {
+        if let Some(patron) = self.patron(request.backend)
+            && self.spawn_elsewhere(&patron, worker, &mut request, surroundings, &payload)?
+        {
+            return Ok(());
+        }
+        match request.backend {
+            Backend::Exec => self.spawn_exec(worker, request, surroundings, payload),
+            _ => self.spawn_forkserver(worker, &request, surroundings, &payload),
+        }
+    }
+
+    /// Who starts such processes for this one: the supervisor of this process, should it be a worker.
+    fn patron(&self, backend: Backend) -> Option<Arc<Context>> {
+        let alone = self.on_its_own.load(Ordering::Relaxed)
+            || backend.has_zygote() && self.own_zygote.load(Ordering::Relaxed);
+        if alone { None } else { context::of_process() }
+    }
+
+    /// Has the worker started by `patron`. False when this process must do it by itself.
+    fn spawn_elsewhere(
+        &self,
+        patron: &Context,
+        worker: &Arc<Worker>,
+        request: &mut Request,
+        surroundings: &Surroundings,
+        payload: &[u8],
+    ) -> Result<bool> {
+        request.name = Some(worker.name.clone());
+        if request.backend == Backend::Exec && request.env.is_none() {
+            request.env = Some(environment());
+        }
+        let told = serde_json::to_value(&*request)
+            .map_err(|error| Error::invalid(format!("a request that is no JSON: {error}")))?;
+        let reply = Arc::new(Slot::default());
+        // Known to the reactor before there can be news of it.
+        self.order(Command::Watch(Arc::clone(worker), Link::Elsewhere(Some(Arc::clone(&reply)))));
+        let (roles, fds): (Vec<_>, Vec<_>) = surroundings.roles().into_iter().unzip();
+        let standing = surroundings.standing();
+        let wish = Wish::Spawn { request: told, standing, roles };
+        let answer = match patron.wish(worker.id, wish, payload, &fds) {
+            Ok(()) => self.await_answer(worker.id, &reply),
+            Err(error) => Err(error),
+        };
+        match answer {
+            Ok(Answer::Spawned) => Ok(true),
+            Ok(Answer::Refused { error, confined }) => {
+                self.order(Command::Forget(worker.id));
+                if confined {
+                    self.on_its_own.store(true, Ordering::Relaxed);
+                    return Ok(false);
+                }
+                Err(error)
+            }
+            Err(error) => {
+                self.order(Command::Forget(worker.id));
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until the supervisor of this process has started a worker for it, or not.
+    fn await_answer(&self, id: u64, reply: &Slot<Answer>) -> Result<Answer> {
+        let deadline = Instant::now() + zygote::START_BOUND + SPAWN_BOUND;
+        let waited = reply.wait_until(Some(deadline));
+        reply.take(Some(Instant::now())).ok_or_else(|| {
+            // If it is made after all, nobody wants it any more.
+            self.order(Command::Kill(id, Reason::Killed));
+            match waited {
+                Wait::Interrupted => Error::interrupted(),
+                _ => Error::timed_out("the supervisor of this worker did not start another one in time"),
+            }
+        })
     }
 
     fn spawn_subint(
@@ -267,11 +400,11 @@ impl Supervisor {
         payload: Arc<Vec<u8>>,
     ) -> Result<()> {
         let door = Arc::new(Door::new());
-        let sys_path =
-            request.sys_path.iter().map(|entry| bytes("sys.path", entry)).collect::<Result<_>>()?;
+        let sys_path = path_of(&request.spec)?;
         // Known to the reactor before the runner can say a word.
         self.order(Command::Watch(Arc::clone(worker), Link::Subint(Arc::clone(&door))));
         let job = subint::Job {
+            id: worker.id,
             name: worker.name.clone(),
             gils: request.gil.plan(),
             spec: request.spec,
@@ -329,16 +462,17 @@ impl Supervisor {
         &self,
         worker: &Arc<Worker>,
         request: Request,
-        streams: Option<Streams>,
+        surroundings: &Surroundings,
         payload: Arc<Vec<u8>>,
     ) -> Result<()> {
         let Boot { ours, theirs, log, kept_log, head, along } =
-            Boot::new(worker, &request, streams.as_ref(), &payload)?;
+            Boot::new(worker, &request, surroundings, &payload)?;
+        let stdout = fd::duplicate(&surroundings.stdout)?;
         let child = self.start_process(move || {
-            let Request { command, env, cwd, .. } = &request;
-            exec::spawn(command, env.as_deref(), cwd.as_deref(), theirs, streams.as_ref(), log)
+            exec::spawn(&request.command, request.env.as_deref(), theirs, stdout, log)
         })?;
-        self.watch_fresh(worker, Process::new(child, ours, kept_log), head, along, payload);
+        let process = Process::new(surroundings.apply_to(child)?, ours, kept_log);
+        self.watch_fresh(worker, process, head, along, payload);
         Ok(())
     }
 
@@ -346,14 +480,14 @@ impl Supervisor {
         &self,
         worker: &Arc<Worker>,
         request: &Request,
-        streams: Option<&Streams>,
+        surroundings: &Surroundings,
         payload: &Arc<Vec<u8>>,
     ) -> Result<()> {
         let interpreter = request.backend.is_subinterpreter().then(|| request.gil.plan().0);
         let mut again = true;
         loop {
             let Boot { ours, theirs, log, kept_log, head, along } =
-                Boot::new(worker, request, streams, payload)?;
+                Boot::new(worker, request, surroundings, payload)?;
             let fds = zygote::Fds { channel: theirs, boot_log: log };
             let start = || {
                 let order = zygote_order(&request.spec, &request.preload)?;
@@ -361,7 +495,7 @@ impl Supervisor {
             };
             match self.zygote.fork(&fds, interpreter, start) {
                 Ok(child) => {
-                    let process = Process::new(child, ours, kept_log);
+                    let process = Process::new(surroundings.apply_to(child)?, ours, kept_log);
                     self.watch_fresh(worker, process, head, along, Arc::clone(payload));
                     return Ok(());
                 }
@@ -383,6 +517,8 @@ impl Supervisor {
             return Err(Error::state("tractor_host is shutting down: nothing can be preloaded any more"));
         }
         let order = zygote_order(spec, modules)?;
+        // A worker's supervisor has one too, for whom this must not change it.
+        self.own_zygote.store(true, Ordering::Relaxed);
         self.zygote.renew(&order, || self.start_zygote(command, order.clone()))
     }
 
@@ -396,9 +532,8 @@ impl Supervisor {
         let boot_log = memfile::create("th-zygote")?;
         let kept_log = fd::duplicate(&boot_log)?;
         // It is nobody's worker: it has the environment and the directory of this process, and no output.
-        let streams = Streams::open(&Stdio::Null)?;
-        let child = self
-            .start_process(move || exec::spawn(&command, None, None, theirs, streams.as_ref(), boot_log))?;
+        let null = fd::open("/dev/null".as_ref(), rustix::fs::OFlags::WRONLY)?;
+        let child = self.start_process(move || exec::spawn(&command, None, theirs, null, boot_log))?;
         zygote::Started::new(child, ours, kept_log, order)
     }
 
@@ -435,15 +570,18 @@ impl Supervisor {
     ///
     /// # Errors
     /// Interrupted, when a signal arrived: call it again to go on waiting.
-    pub fn shut_down(&self) -> Result<u64> {
+    pub fn shut_down(&self, in_subinterpreter: bool) -> Result<u64> {
         self.closing.store(true, Ordering::Release);
         for worker in self.live() {
-            self.order(Command::Kill(worker.id, Reason::Shutdown));
+            // A worker's own are ended by it, while it can; and with it in any case.
+            if matches!(worker.owner, Owner::Interpreter(_)) {
+                self.order(Command::Kill(worker.id, Reason::Shutdown));
+            }
         }
-        for worker in self.live() {
-            // Bounded by the worker's ladder, whose last rung is to give it up.
-            worker.wait(None)?;
-        }
+        self.await_all(in_subinterpreter)?;
+        self.clerk.stop();
+        // What that has made meanwhile for one that has ended is ended too.
+        self.await_all(in_subinterpreter)?;
         self.order(Command::Stop);
         if let Some(handle) = lock(&self.reactor).take() {
             // Its panic has been printed; nothing is left to do about it.
@@ -452,6 +590,41 @@ impl Supervisor {
         self.zygote.stop();
         self.clean.stop();
         Ok(lock(&self.counts).abandoned_now)
+    }
+
+    fn await_all(&self, in_subinterpreter: bool) -> Result<()> {
+        for worker in self.live() {
+            // Bounded by the worker's ladder, whose last rung is to give it up.
+            worker.wait(None, in_subinterpreter)?;
+        }
+        Ok(())
+    }
+
+    /// Starts a worker for a worker process, on the thread for that, which says what came of it.
+    pub(super) fn have_spawned(
+        self: &Arc<Self>,
+        asker: (u64, u64),
+        pid: i32,
+        order: impl FnOnce() -> Result<(Request, Surroundings)> + Send + 'static,
+        payload: Arc<Vec<u8>>,
+    ) {
+        let supervisor = Arc::clone(self);
+        let made = self.clerk.give(move || {
+            if !is_as_free(pid) {
+                let error = Error::state("the supervisor starts no worker for one that is confined");
+                supervisor.order(Command::Refused(asker, error, true));
+                return;
+            }
+            let made = order().and_then(|(request, surroundings)| {
+                supervisor.spawn_for(asker, request, surroundings, payload)
+            });
+            if let Err(error) = made {
+                supervisor.order(Command::Refused(asker, error, false));
+            }
+        });
+        if let Err(error) = made {
+            self.order(Command::Refused(asker, error, false));
+        }
     }
 
     /// An extension module that this target needs refuses a GIL of its own.
@@ -466,6 +639,10 @@ impl Supervisor {
             counts.abandoned_now += 1;
             lock(&self.memory).needs_process.insert(worker.target.clone());
         }
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
     }
 
     pub(super) fn forget(&self, id: u64) {
@@ -501,6 +678,19 @@ impl Supervisor {
         counts.abandoned_now -= 1;
         counts.reclaimed += 1;
     }
+}
+
+/// What came of asking somebody else to start a worker.
+pub(super) enum Answer {
+    /// There is one.
+    Spawned,
+    /// There is none.
+    Refused {
+        /// Why.
+        error: Error,
+        /// This process is to start it.
+        confined: bool,
+    },
 }
 
 /// Carries what a runner thread says to the reactor.
@@ -543,30 +733,17 @@ struct Boot {
 }
 
 impl Boot {
-    fn new(worker: &Worker, request: &Request, streams: Option<&Streams>, payload: &[u8]) -> Result<Self> {
+    fn new(worker: &Worker, request: &Request, surroundings: &Surroundings, payload: &[u8]) -> Result<Self> {
         let (ours, theirs) = fd::channel_pair()?;
         let log = memfile::create("th-boot")?;
         let kept_log = fd::duplicate(&log)?;
-        let stderr = match streams {
-            Some(streams) => fd::duplicate(streams.stderr.as_fd())?,
-            None => host_stream(rustix::stdio::stderr())?,
-        };
-        let (mut roles, mut along, mut umask) = (vec![Role::Stderr], vec![stderr], None);
-        if request.backend.has_zygote() {
-            // A process that was started by this one would have these from it.
-            let stdout = match streams {
-                Some(streams) => fd::duplicate(streams.stdout.as_fd())?,
-                None => host_stream(rustix::stdio::stdout())?,
-            };
-            let cwd = match &request.cwd {
-                Some(cwd) => std::ffi::OsString::from_vec(bytes("cwd", cwd)?),
-                None => ".".into(),
-            };
-            roles.extend([Role::Stdout, Role::Directory]);
-            along.extend([stdout, fd::directory(cwd.as_ref())?]);
-            umask = procfs::umask();
+        let (mut roles, mut along) = (Vec::new(), Vec::new());
+        for (role, fd) in surroundings.roles() {
+            roles.push(role);
+            along.push(fd::duplicate(fd)?);
         }
-        let spec = ToWorker::Spec { spec: request.spec.clone(), contract: contract(worker, umask), roles };
+        let contract = contract(worker, surroundings.umask());
+        let spec = ToWorker::Spec { spec: request.spec.clone(), contract, roles };
         let head = message::encode(&spec, payload.len())?;
         Ok(Self { ours, theirs, log, kept_log, head, along })
     }
@@ -588,9 +765,10 @@ fn contract(worker: &Worker, umask: Option<u32>) -> Contract {
     }
 }
 
-/// A copy of this process's stdout or stderr; /dev/null where that is closed.
-fn host_stream(stream: impl AsFd) -> Result<OwnedFd> {
-    fd::duplicate(stream).or_else(|_| fd::open("/dev/null".as_ref(), rustix::fs::OFlags::WRONLY))
+/// This process's environment, as a request has it.
+fn environment() -> Vec<(String, String)> {
+    let text = |text: std::ffi::OsString| text.into_vec().into_iter().map(char::from).collect();
+    std::env::vars_os().map(|(key, value)| (text(key), text(value))).collect()
 }
 
 /// The last part of a target's name, which a thread's name has room for.

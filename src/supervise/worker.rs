@@ -31,6 +31,20 @@ pub enum State {
     Ended,
 }
 
+/// Who asked for a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Code in this interpreter of this process.
+    Interpreter(i64),
+    /// A worker process.
+    Worker {
+        /// That worker's number here.
+        id: u64,
+        /// The number that the new worker has there.
+        theirs: u64,
+    },
+}
+
 /// A worker. Shared between its handles and the reactor, which alone moves it on.
 #[derive(Debug)]
 pub struct Worker {
@@ -42,8 +56,10 @@ pub struct Worker {
     pub target: String,
     /// Its wall.
     pub backend: Backend,
-    /// The interpreter that asked for it.
-    pub owner: i64,
+    /// Who asked for it.
+    pub owner: Owner,
+    /// The worker that asked for it, if one did.
+    pub parent: Option<u64>,
     /// When it was asked for.
     pub created: Instant,
     /// How it is ended.
@@ -72,7 +88,8 @@ pub(super) struct Parts {
     pub(super) name: String,
     pub(super) target: String,
     pub(super) backend: Backend,
-    pub(super) owner: i64,
+    pub(super) owner: Owner,
+    pub(super) parent: Option<u64>,
     pub(super) ladder: Ladder,
     pub(super) timeout: Option<f64>,
     pub(super) collected: Option<(OwnedFd, OwnedFd)>,
@@ -80,7 +97,7 @@ pub(super) struct Parts {
 
 impl Worker {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { id, name, target, backend, owner, ladder, timeout, collected } = parts;
+        let Parts { id, name, target, backend, owner, parent, ladder, timeout, collected } = parts;
         let shared = Shared {
             state: State::Booting,
             pid: None,
@@ -96,6 +113,7 @@ impl Worker {
             target,
             backend,
             owner,
+            parent,
             created: Instant::now(),
             ladder,
             timeout,
@@ -112,6 +130,7 @@ impl Worker {
             "name": self.name,
             "target": self.target,
             "backend": self.backend.name(),
+            "parent": self.parent,
             "pid": shared.pid,
             "state": shared.state,
             "ladder": self.ladder,
@@ -129,10 +148,11 @@ impl Worker {
     /// # Errors
     /// Interrupted, when a signal arrived, or may have: one that comes in the moment before the wait, or to
     /// another thread, does not end it. So the main thread, which runs Python's handlers, looks up now and
-    /// then.
-    pub fn wait(&self, deadline: Option<Instant>) -> Result<bool> {
+    /// then. And so does one in a subinterpreter, where an exception that another thread has it raise is all
+    /// that comes.
+    pub fn wait(&self, deadline: Option<Instant>, in_subinterpreter: bool) -> Result<bool> {
         const LOOK_UP: Duration = Duration::from_millis(100);
-        let look_up = thread::is_main().then(|| Instant::now() + LOOK_UP);
+        let look_up = (in_subinterpreter || thread::is_main()).then(|| Instant::now() + LOOK_UP);
         let until = match (deadline, look_up) {
             (Some(deadline), Some(look_up)) => Some(deadline.min(look_up)),
             (one, other) => one.or(other),

@@ -112,6 +112,11 @@ impl<T> Slot<T> {
         Ok(())
     }
 
+    /// Waits for the value, which stays.
+    pub fn wait_until(&self, deadline: Option<Instant>) -> Wait {
+        self.filled.wait_until(deadline)
+    }
+
     /// Waits for the value and takes it. `None` when the deadline passed first; then the slot is
     /// deserted.
     pub fn take(&self, deadline: Option<Instant>) -> Option<T> {

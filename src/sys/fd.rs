@@ -1,5 +1,6 @@
 //! Making fds that no child inherits, and taking inherited ones away in a forked child.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::fs::{Mode, OFlags};
@@ -164,8 +165,24 @@ pub fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
+/// As [`write_all`], with descriptors (at most [`MOST_FDS`]) beside the first of the bytes.
+///
+/// # Errors
+/// As there.
+pub fn write_all_with_fds(fd: impl AsFd, bytes: &[u8], along: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+    let sent = loop {
+        match send_with_fds(&fd, bytes, along) {
+            Err(Errno::INTR) => {}
+            outcome => break outcome?,
+        }
+    };
+    write_all(fd, &bytes[sent..])
+}
+
 /// The most descriptors that go beside one message.
 pub const MOST_FDS: usize = 4;
+/// The most that the kernel lets anybody send beside one.
+const KERNELS_MOST_FDS: usize = 253;
 
 /// Sends `bytes` with descriptors (at most [`MOST_FDS`]) beside the first of them; returns how many
 /// bytes went.
@@ -209,6 +226,28 @@ pub fn receive_with_fds(socket: impl AsFd) -> std::io::Result<(Vec<u8>, Vec<Owne
         }
     }
     Ok((bytes, found))
+}
+
+/// Reads what there is of a stream, and takes in the descriptors that came beside it.
+///
+/// # Errors
+/// The operating system's; EAGAIN when there is nothing.
+pub fn receive_into(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+    fds: &mut VecDeque<OwnedFd>,
+) -> rustix::io::Result<usize> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(KERNELS_MOST_FDS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [std::io::IoSliceMut::new(bytes)];
+    let received = recvmsg(&socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(more) = message {
+            fds.extend(more);
+        }
+    }
+    Ok(received.bytes)
 }
 
 /// A counter that is readable once [`raise`] has been called on it.

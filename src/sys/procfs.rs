@@ -118,6 +118,47 @@ pub fn umask() -> Option<u32> {
     u32::from_str_radix(mask.trim(), 8).ok()
 }
 
+/// What a process may do and see, as far as it hands that on to those that it starts: its user, groups and
+/// capabilities, filters of its system calls, namespaces, root directory and control groups.
+///
+/// # Errors
+/// The operating system's, when /proc is not mounted, or the process has ended or hides this.
+pub fn confinement(pid: i32) -> Result<Vec<String>> {
+    const STATUS: [&str; 9] = [
+        "Uid:",
+        "Gid:",
+        "Groups:",
+        "CapPrm:",
+        "CapEff:",
+        "CapBnd:",
+        "NoNewPrivs:",
+        "Seccomp:",
+        "Seccomp_filters:",
+    ];
+    const LINKS: [&str; 8] =
+        ["root", "ns/cgroup", "ns/ipc", "ns/mnt", "ns/net", "ns/pid_for_children", "ns/user", "ns/uts"];
+    let read = |name: &str| {
+        let path = format!("/proc/{pid}/{name}");
+        std::fs::read_to_string(&path).map_err(|error| Error::os(format_args!("read `{path}`"), error))
+    };
+    let mut found: Vec<String> = read("status")?
+        .lines()
+        .filter(|line| STATUS.iter().any(|start| line.starts_with(start)))
+        .map(str::to_owned)
+        .collect();
+    found.push(read("cgroup")?);
+    for name in LINKS {
+        let path = format!("/proc/{pid}/{name}");
+        match std::fs::read_link(&path) {
+            Ok(link) => found.push(format!("{name} {}", link.display())),
+            // This kernel has no such namespace.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::os(format_args!("read `{path}`"), error)),
+        }
+    }
+    Ok(found)
+}
+
 fn numbers(path: &str) -> Result<Vec<i32>> {
     let entries = std::fs::read_dir(path).map_err(|error| Error::os(format_args!("read `{path}`"), error))?;
     let mut found = Vec::new();

@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::frame::{Frame, encode_head};
-use crate::error::{Error, Result};
+use crate::error::{Error, Relayed, Result};
 use crate::interp::rungs::Force;
 use crate::interp::subinterp::Gil;
 
@@ -37,10 +37,44 @@ pub enum ToWorker {
         /// So hard.
         force: Force,
     },
+    /// Of a worker that it has asked for.
+    About {
+        /// The number by which it asked.
+        id: u64,
+        /// What there is to tell. Payload: what the worker ended with, if that is it.
+        news: News,
+    },
+}
+
+/// What a worker process is told of a worker that was started for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum News {
+    /// It is there.
+    Spawned {
+        /// Its process.
+        pid: i32,
+    },
+    /// There is none.
+    Refused {
+        /// Why.
+        error: Relayed,
+        /// Whoever asks is to start it by itself.
+        confined: bool,
+    },
+    /// Its boot is over.
+    Started,
+    /// It is over.
+    Ended {
+        /// How; read by `supervise` alone.
+        exit: serde_json::Value,
+        /// The payload is a value or an exception.
+        outcome: bool,
+    },
 }
 
 /// What a descriptor is for that a worker is given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// To be its stdout.
@@ -116,6 +150,54 @@ pub struct Contract {
     pub apart: bool,
 }
 
+/// What a process passes on to those that it starts, where another one starts them for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Standing {
+    /// Its file mode creation mask, where that can be told.
+    pub umask: Option<u32>,
+    /// Its resource limits: number, soft and hard.
+    pub limits: Vec<(u32, u64, u64)>,
+    /// Its nice value.
+    pub nice: i32,
+}
+
+/// What a worker process wants of a worker that is started for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Wish {
+    /// That it be made. Payload: the pickled target and its arguments.
+    Spawn {
+        /// A `Request`.
+        request: serde_json::Value,
+        /// What it is to start with.
+        standing: Standing,
+        /// What the descriptors beside it are for, in their order.
+        roles: Vec<Role>,
+    },
+    /// That it be asked to stop.
+    Cancel,
+    /// That it be ended.
+    Kill {
+        /// For this reason.
+        why: Why,
+    },
+}
+
+/// Why a worker process has another one ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// It was told to.
+    Killed,
+    /// It is coming to its own end.
+    Shutdown,
+    /// The interpreter that wanted it has ended.
+    OwnerGone,
+    /// The process that wanted it has ended.
+    OwnerDied,
+}
+
 /// What a worker says to its supervisor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
@@ -142,6 +224,13 @@ pub enum FromWorker {
     },
     /// It was cancelled, and let itself be.
     Cancelled,
+    /// Of another worker, which is to be its own.
+    About {
+        /// The number by which it knows that one.
+        id: u64,
+        /// What it wants.
+        wish: Wish,
+    },
 }
 
 /// Encodes a message up to its payload, which follows as it is.

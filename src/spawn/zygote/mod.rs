@@ -23,7 +23,7 @@ use crate::wire::frame::{Decoder, Frame};
 use crate::wire::message::{self, FromZygote, PreloadFailure, ToZygote};
 
 /// How long the zygote may take to import what it preloads.
-const START_BOUND: Duration = Duration::from_secs(120);
+pub const START_BOUND: Duration = Duration::from_secs(120);
 /// How long it may take to fork; a stopped one never does.
 const FORK_BOUND: Duration = Duration::from_secs(10);
 /// How many of its last children are remembered by number.

@@ -10,7 +10,7 @@ use crate::interp::fork::fork_sibling;
 use crate::interp::subinterp::Gil;
 use crate::interp::template::Template;
 use crate::spawn::fork::BOOT_FAILED;
-use crate::spawn::request::bytes;
+use crate::spawn::request::path_of;
 use crate::sys::lock::lock;
 use crate::sys::{fd, log, process, procfs, signal};
 use crate::wire::frame::{Decoder, Frame};
@@ -85,9 +85,7 @@ fn template(token: Token<'_>, templates: &mut Vec<Template>, gil: Gil) -> Result
     if let Some(&found) = templates.iter().find(|template| template.gil() == gil) {
         return Ok(found);
     }
-    let path: Vec<String> = serde_json::from_value(order()["spec"]["path"].clone())
-        .map_err(|error| Error::protocol(format!("no path in what the fork server was told: {error}")))?;
-    let path: Vec<_> = path.iter().map(|entry| bytes("sys.path", entry)).collect::<Result<_>>()?;
+    let path = path_of(&order()["spec"])?;
     let made = Template::make(token, gil, |token| {
         call::set_sys_path(token, &path)?;
         call::function(token, c"tractor_host._zygote", c"prepare_apart")
@@ -121,11 +119,7 @@ fn become_worker(fds: Vec<OwnedFd>, tomb: OwnedFd) {
 fn say(socket: &OwnedFd, message: &FromZygote, pidfd: Option<&OwnedFd>) -> Result<()> {
     let bytes = message::encode(message, 0)?;
     let fds: Vec<_> = pidfd.into_iter().map(AsFd::as_fd).collect();
-    let sent = match fd::send_with_fds(socket, &bytes, &fds) {
-        Ok(count) => fd::write_all(socket, &bytes[count..]),
-        Err(errno) => Err(errno.into()),
-    };
-    sent.map_err(|error| Error::os("answer the host", error))
+    fd::write_all_with_fds(socket, &bytes, &fds).map_err(|error| Error::os("answer the host", error))
 }
 
 /// The next order and what came beside it; `None` when the host is gone.

@@ -1,0 +1,168 @@
+//! Workers for workers: a worker process has its supervisor start what it wants started, so that all
+//! processes have one owner. Here is what such a request brings along, and the thread that carries it out.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+use crate::error::{Error, Result};
+use crate::spawn::request::{Request, bytes};
+use crate::spawn::stdio::Streams;
+use crate::sys::lock::lock;
+use crate::sys::process::{self, Child};
+use crate::sys::{fd, procfs, thread};
+use crate::wire::message::{Role, Standing};
+
+/// What a process has from whoever wants it, where that is not the process that starts it.
+#[derive(Debug)]
+pub(super) struct Surroundings {
+    pub(super) stdout: OwnedFd,
+    stderr: OwnedFd,
+    directory: OwnedFd,
+    standing: Option<Standing>,
+}
+
+impl Surroundings {
+    /// What this process's own workers are to have.
+    ///
+    /// # Errors
+    /// EMFILE; when there is no such directory.
+    pub(super) fn here(request: &Request, streams: Option<Streams>) -> Result<Self> {
+        let (stdout, stderr) = match streams {
+            Some(streams) => (streams.stdout, streams.stderr),
+            None => (host_stream(rustix::stdio::stdout())?, host_stream(rustix::stdio::stderr())?),
+        };
+        let directory = match &request.cwd {
+            Some(cwd) => std::ffi::OsString::from_vec(bytes("cwd", cwd)?),
+            None => ".".into(),
+        };
+        let directory = fd::directory(directory.as_ref())?;
+        Ok(Self { stdout, stderr, directory, standing: None })
+    }
+
+    /// What another process's worker is to have.
+    ///
+    /// # Errors
+    /// When not all of it has come: a protocol error, or EMFILE here.
+    pub(super) fn of_another(standing: Standing, roles: &[Role], fds: Vec<OwnedFd>) -> Result<Self> {
+        let mut found: HashMap<Role, OwnedFd> = roles.iter().copied().zip(fds).collect();
+        let mut take = |role| {
+            // The kernel leaves out what there is no room for.
+            found.remove(&role).ok_or_else(|| {
+                Error::os("take over the descriptors for a worker's worker", rustix::io::Errno::MFILE)
+            })
+        };
+        Ok(Self {
+            stdout: take(Role::Stdout)?,
+            stderr: take(Role::Stderr)?,
+            directory: take(Role::Directory)?,
+            standing: Some(standing),
+        })
+    }
+
+    /// Its descriptors, and what they are for.
+    pub(super) fn roles(&self) -> [(Role, BorrowedFd<'_>); 3] {
+        [
+            (Role::Stderr, self.stderr.as_fd()),
+            (Role::Stdout, self.stdout.as_fd()),
+            (Role::Directory, self.directory.as_fd()),
+        ]
+    }
+
+    /// The rest of it, for another process.
+    pub(super) fn standing(&self) -> Standing {
+        self.standing.clone().unwrap_or_else(|| Standing {
+            umask: procfs::umask(),
+            limits: process::limits(),
+            nice: process::nice(),
+        })
+    }
+
+    /// The file mode creation mask.
+    pub(super) fn umask(&self) -> Option<u32> {
+        self.standing.as_ref().map_or_else(procfs::umask, |standing| standing.umask)
+    }
+
+    /// Gives a new child what it would otherwise have from this process.
+    ///
+    /// # Errors
+    /// EPERM, for what this process may not give. The child is ended then.
+    pub(super) fn apply_to(&self, child: Child) -> Result<Child> {
+        let Some(standing) = &self.standing else { return Ok(child) };
+        let given = || {
+            if standing.limits != process::limits() {
+                child.set_limits(&standing.limits)?;
+            }
+            if standing.nice != process::nice() {
+                child.set_nice(standing.nice)?;
+            }
+            Ok(())
+        };
+        match given() {
+            Ok(()) => Ok(child),
+            Err(error) => {
+                child.destroy();
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Whether a process may do and see just what this one may. One that may not must start by itself what it
+/// wants started, or it would get out of where it was put.
+pub(super) fn is_as_free(pid: i32) -> bool {
+    // Where that can't be told, it counts as not.
+    matches!((procfs::confinement(pid), procfs::confinement(process::id())), (Ok(its), Ok(ours)) if its == ours)
+}
+
+/// A copy of this process's stdout or stderr; /dev/null where that is closed.
+pub(super) fn host_stream(stream: impl AsFd) -> Result<OwnedFd> {
+    fd::duplicate(stream).or_else(|_| fd::open("/dev/null".as_ref(), rustix::fs::OFlags::WRONLY))
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The thread that starts workers for workers, one after the other: to start one takes waits. It is started
+/// by the first job.
+#[derive(Default)]
+pub(super) struct Clerk(Mutex<Option<(Sender<Job>, JoinHandle<()>)>>);
+
+impl Clerk {
+    /// Has it do this, after what it has been given before.
+    ///
+    /// # Errors
+    /// EAGAIN when no thread can be made.
+    pub(super) fn give(&self, job: impl FnOnce() + Send + 'static) -> Result<()> {
+        let mut running = lock(&self.0);
+        if running.is_none() {
+            let (sender, jobs) = channel::<Job>();
+            let handle = thread::spawn_deaf("th-clerk", move || serve(&jobs))
+                .map_err(|error| Error::os("start the thread that starts workers for workers", error))?;
+            *running = Some((sender, handle));
+        }
+        let sender = running.as_ref().map(|(sender, _)| sender.send(Box::new(job)));
+        sender
+            .transpose()
+            .map(drop)
+            .map_err(|_| Error::state("the thread that starts workers for workers is gone"))
+    }
+
+    /// Ends the thread once it has done all of it.
+    pub(super) fn stop(&self) {
+        let running = lock(&self.0).take();
+        if let Some((sender, handle)) = running {
+            drop(sender);
+            // If it has panicked, that has been printed; nothing is left to do about it.
+            let _ = handle.join();
+        }
+    }
+}
+
+fn serve(jobs: &Receiver<Job>) {
+    while let Ok(job) = jobs.recv() {
+        job();
+    }
+}
