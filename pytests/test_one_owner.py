@@ -22,6 +22,11 @@ AFRESH = ("forkserver", "subint_forkserver", "exec")
 AFRESH_AND_PLAIN = ("forkserver", "exec")
 
 
+@pytest.fixture(params=["shared", "own"])
+def gil(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
 @pytest.fixture(params=AFRESH)
 def inner(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -166,6 +171,20 @@ stubborn = stubborn.kill()
     assert "longer than its timeout of 0.2 s" in late[2]
     assert asked[:2] == ("cancelled", "cancel")
     assert stubborn[0] == "killed"
+
+
+def test_a_worker_can_end_its_subinterpreters(process_backend: str, gil: str) -> None:
+    code = """
+worker = th.spawn("targets:spin_and_swallow", backend="subint", gil=args[1], cancel_timeout=0, kill_timeout=5)
+while worker.state != "running":
+    time.sleep(0.001)
+exit = worker.kill()
+(exit.kind, exit.rung, th.quarantine())
+"""
+    with nested(code, "", gil, backend=process_backend, stdio="pipe") as worker:
+        kind, rung, abandoned = worker.result(timeout=PATIENCE)
+        assert (kind, abandoned, worker.stderr) == ("killed", [], b"")
+        assert rung in ("interrupt", "unwind", "unblock")
 
 
 def test_bad_requests_fail_as_they_do_in_the_program(inner: str) -> None:

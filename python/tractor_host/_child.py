@@ -39,6 +39,9 @@ def main() -> None:
             _prepare_process()
             _native.child_apart(spec["gil"])  # it does not return
         _prepare(spec)
+        if spec["wall"] == "house":
+            _native.child_send({"type": "started"}, b"")
+            _native.child_house()  # it does not return
         code = _work(spec)
         _wind_up(is_process)
     except SystemExit:
@@ -115,7 +118,7 @@ def _prepare(spec: dict[str, Any]) -> None:
             _prepare_process()
     if wall != "fork":
         sys.argv = list(map(_fs_decode, spec["argv"]))
-    if wall in ("exec", "forkserver", "subint_forkserver"):
+    if wall in ("exec", "forkserver", "subint_forkserver", "house"):
         sys.path[:] = map(_fs_decode, spec["path"])
 
 

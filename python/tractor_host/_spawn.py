@@ -44,6 +44,7 @@ def spawn(
     kwargs: Mapping[str, Any] | None = None,
     runtime: Literal["sync", "trio", "asyncio"] | None = None,
     gil: Literal["shared", "own", "auto"] = "shared",
+    process: str | None = None,
     stdio: str | os.PathLike[str] = "inherit",
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
@@ -69,6 +70,10 @@ def spawn(
         gil: For `"subint"` and `"subint_forkserver"`: `"shared"` takes any extension module, `"own"` runs in
             parallel, `"auto"` tries its own and *starts the target again* with the shared one when an
             extension module refuses to load; it is remembered for that target.
+        process: For `"subint_forkserver"`: a name. Workers that name the same live in one process, each in a
+            subinterpreter of its own there; it is made for the first of them, with the environment and the
+            directory of that moment, and ends with the last. One that the ladder cannot end takes the others
+            along (`"killed"`), and so does one that crashes (`"signalled"`).
         stdio: stdout and stderr: `"inherit"`, `"null"`, `"pipe"` (collected in memory, see
             `Worker.stdout`; the worker never waits for a reader) or the path of a file to append to.
             stdin is empty.
@@ -96,8 +101,9 @@ def spawn(
         raise ValueError(f"runtime must be 'sync', 'trio', 'asyncio' or None, not {runtime!r}")
     if gil not in ("shared", "own", "auto"):
         raise ValueError(f"gil must be 'shared', 'own' or 'auto', not {gil!r}")
-    if name is not None:
-        _check_name(name)
+    for what, text in (("name", name), ("process", process)):
+        if text is not None:
+            _check_name(what, text)
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise TypeError(f"kwargs must be a mapping, not {type(kwargs).__name__}")
     packed = Target(target, args, kwargs or {})
@@ -137,6 +143,7 @@ def spawn(
         "name": name,
         "backend": wall,
         "gil": gil,
+        "process": process,
         "target": packed.description,
         "stdio": _stdio(stdio),
         "env": environment,
@@ -313,14 +320,14 @@ def _stdio(policy: str | os.PathLike[str]) -> str | dict[str, str]:
     raise ValueError(f"stdio must be 'inherit', 'null', 'pipe' or the path of a file, not {policy!r}")
 
 
-def _check_name(name: str) -> None:
+def _check_name(what: str, name: str) -> None:
     if not isinstance(name, str):
-        raise TypeError(f"name must be a str, not {type(name).__name__}")
+        raise TypeError(f"{what} must be a str, not {type(name).__name__}")
     try:
         name.encode()
     except UnicodeEncodeError:
         raise ValueError(
-            f"the name {name!r} has lone surrogates, which no process can be called by"
+            f"the {what} {name!r} has lone surrogates, which no process can be called by"
         ) from None
 
 

@@ -71,6 +71,9 @@ pub fn fork_sibling(token: Token<'_>, adopts: Option<Template>) -> Result<proces
             threads.join(", ")
         )));
     }
+    // Checked now: in the child, what CPython notes of the thread is the parent's at first. Where this Python's
+    // layout is not known, the child has no ladder for subinterpreters, which it says itself.
+    let _ = Offsets::get();
     // SAFETY: attached to the main interpreter, by the only thread: as was just seen, and none but this
     // one could start another.
     unsafe {

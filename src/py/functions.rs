@@ -252,6 +252,9 @@ native!(ChildApart, "child_apart", ("gil"), waits: false,
     with_current(|token| apart::run(token, gil)).transpose()?;
     Ok(Value::NONE)
 });
+native!(ChildHouse, "child_house", (), waits: true,
+    "In a worker process: be home to workers that its supervisor has live here. It does not return.",
+    |_, _| Supervisor::get()?.be_home());
 native!(ChildLeave, "child_leave", ("code"), waits: false,
 "End this process, a worker, and all that it started, at once with an exit code. In its second interpreter: say \
  with which one it is to end.",
@@ -300,6 +303,7 @@ pub(super) fn table() -> Table {
         .with::<ChildSend>()
         .with::<ChildRaiseCancelled>()
         .with::<ChildApart>()
+        .with::<ChildHouse>()
         .with::<ChildLeave>()
         .with::<OwnsProcess>()
         .with::<IsMainInterpreter>()

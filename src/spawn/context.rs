@@ -3,9 +3,9 @@
 //! A process worker is its main interpreter (id 0) and talks over a socket; a subinterpreter worker
 //! is found by its interpreter's id and talks to the supervisor in the same process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -19,7 +19,7 @@ use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
 use crate::sys::{fd, process, thread, tree};
 use crate::wire::frame::{Decoder, Frame};
-use crate::wire::message::{self, Contract, FromWorker, News, Role, ToWorker, Wish};
+use crate::wire::message::{self, Contract, FromWorker, Role, ToWorker, Wish};
 
 static CONTEXTS: ForkLocal<Mutex<HashMap<i64, Arc<Context>>>> = ForkLocal::new();
 
@@ -45,13 +45,29 @@ struct ProcessLink {
     sending: Mutex<()>,
     /// What becomes fd 2 once the boot is over.
     stderr: Mutex<Option<OwnedFd>>,
-    /// Who wants to hear of workers that this process has asked for.
-    listener: OnceLock<Listener>,
+    /// For whoever answers for other workers in this process.
+    inbox: Mutex<Inbox>,
 }
 
-/// Is told of a worker by the number by which it was asked for. It is called on the thread that reads the
-/// channel, and must not wait.
-pub type Listener = Box<dyn Fn(u64, News, Arc<Vec<u8>>) + Send + Sync>;
+/// A message of the supervisor's that concerns other workers than the one that this process is.
+#[derive(Debug)]
+pub struct Letter {
+    /// The message.
+    pub message: ToWorker,
+    /// What it carries.
+    pub payload: Arc<Vec<u8>>,
+    /// The descriptors that came beside it.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Is called on the thread that reads the channel, and must not wait.
+pub type Listener = Box<dyn Fn(Letter) + Send + Sync>;
+
+enum Inbox {
+    /// Nobody has asked for them yet.
+    Waiting(Vec<Letter>),
+    Open(Listener),
+}
 
 #[derive(Debug, Default)]
 struct Apart {
@@ -147,10 +163,14 @@ impl Context {
         }
     }
 
-    /// Has `listener` told of the workers that this process, a worker, asks for; the first one stays.
+    /// Has `listener` told of other workers, also what has come by now; the first one stays.
     pub fn listen(&self, listener: impl FnOnce() -> Listener) {
-        if let Link::Process(link) = &self.link {
-            link.listener.get_or_init(listener);
+        let Link::Process(link) = &self.link else { return };
+        let mut inbox = lock(&link.inbox);
+        if let Inbox::Waiting(letters) = &mut *inbox {
+            let listener = listener();
+            letters.drain(..).for_each(&listener);
+            *inbox = Inbox::Open(listener);
         }
     }
 
@@ -337,9 +357,7 @@ pub fn enter_fresh() -> Result<bool> {
             super::zygote::serve::keep(channel, order);
             Ok(true)
         }
-        ToWorker::Cancel | ToWorker::Press { .. } | ToWorker::About { .. } => {
-            Err(Error::protocol("told something else before what to be"))
-        }
+        _ => Err(Error::protocol("told something else before what to be")),
     }
 }
 
@@ -391,7 +409,7 @@ pub(super) fn enter_process(
         channel,
         sending: Mutex::new(()),
         stderr: Mutex::new(Some(stderr)),
-        listener: OnceLock::new(),
+        inbox: Mutex::new(Inbox::Waiting(Vec::new())),
     };
     let payload = Mutex::new(Some(payload));
     install(0, Arc::new(Context { spec, payload, link: Link::Process(link) }))?;
@@ -421,7 +439,11 @@ fn listen(mut reader: Reader, door: &Arc<Door>) {
                     }
                 }
                 Ok(ToWorker::Press { force }) => pressure.raise(door, force),
-                Ok(ToWorker::About { id, news }) => hear(id, news, frame.payload),
+                Ok(message @ (ToWorker::About { .. } | ToWorker::Lodge { .. } | ToWorker::Lodger { .. })) => {
+                    let count = if let ToWorker::Lodge { roles, .. } = &message { roles.len() } else { 0 };
+                    let fds = reader.received.drain(..count.min(reader.received.len())).collect();
+                    hear(Letter { message, payload: frame.payload.into(), fds });
+                }
                 Ok(ToWorker::Spec { .. } | ToWorker::Template { .. }) => {
                     give_up("a second order of what to be")
                 }
@@ -433,13 +455,15 @@ fn listen(mut reader: Reader, door: &Arc<Door>) {
     }
 }
 
-/// Passes on what there is to tell of a worker that this process has asked for.
-fn hear(id: u64, news: News, payload: Vec<u8>) {
+/// Passes on what concerns other workers.
+fn hear(letter: Letter) {
     if let Ok(context) = current(0)
         && let Link::Process(link) = &context.link
-        && let Some(listener) = link.listener.get()
     {
-        listener(id, news, Arc::new(payload));
+        match &mut *lock(&link.inbox) {
+            Inbox::Open(listener) => listener(letter),
+            Inbox::Waiting(letters) => letters.push(letter),
+        }
     }
 }
 
@@ -461,13 +485,15 @@ const TREE_ENDS: Duration = Duration::from_millis(500);
 pub(super) struct Reader {
     channel: OwnedFd,
     decoder: Decoder,
+    /// Descriptors that have come, for messages that have not been read yet.
+    received: VecDeque<OwnedFd>,
     /// The end of the supervisor is that of the channel, also where somebody has a copy of its end.
     parent: Option<OwnedFd>,
 }
 
 impl Reader {
     pub(super) fn new(channel: OwnedFd) -> Self {
-        Self { channel, decoder: Decoder::new(), parent: None }
+        Self { channel, decoder: Decoder::new(), received: VecDeque::new(), parent: None }
     }
 
     fn watching(self, parent: OwnedFd) -> Self {
@@ -501,7 +527,7 @@ impl Reader {
             if !self.wait()? {
                 return Ok(None);
             }
-            match rustix::io::read(&self.channel, &mut chunk) {
+            match fd::receive_into(&self.channel, &mut chunk, &mut self.received) {
                 Ok(0) => return Ok(None),
                 Ok(count) => self.decoder.push(&chunk[..count]),
                 Err(rustix::io::Errno::INTR) => {}

@@ -104,6 +104,8 @@ pub struct Request {
     pub backend: Backend,
     /// For a subinterpreter.
     pub gil: GilPolicy,
+    /// Subinterpreters that name the same live in one process.
+    pub process: Option<String>,
     /// The target in words, which is also the key under which `auto` and `promote` remember it.
     pub target: String,
     /// Where output goes.
@@ -145,6 +147,21 @@ impl Request {
         seconds("timeout", self.timeout.unwrap_or(0.0))?;
         seconds("cancel_timeout", self.cancel_timeout)?;
         seconds("kill_timeout", self.kill_timeout)?;
+        if let Some(process) = &self.process {
+            if self.backend != Backend::SubintForkserver {
+                return Err(Error::invalid(
+                    "process= is for backend=\"subint_forkserver\": only subinterpreters can share a process",
+                ));
+            }
+            if process.is_empty() || process.contains('\0') {
+                return Err(Error::invalid("process= must not be empty or contain a NUL"));
+            }
+            if self.env.is_some() || self.cwd.is_some() {
+                return Err(Error::invalid(
+                    "env and cwd belong to a process; those that share one can't bring theirs",
+                ));
+            }
+        }
         if !self.backend.is_process() && (self.env.is_some() || self.cwd.is_some()) {
             return Err(Error::invalid(
                 "env and cwd belong to a process and all its interpreters share them; use backend=\"fork\" or \"exec\"",

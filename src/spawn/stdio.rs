@@ -6,8 +6,9 @@ use std::os::unix::ffi::OsStringExt;
 use rustix::fs::OFlags;
 
 use super::request::{Stdio, bytes};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sys::{fd, memfile};
+use crate::wire::message::Role;
 
 /// A worker's output streams.
 #[derive(Debug)]
@@ -43,5 +44,24 @@ impl Streams {
         };
         let stderr = fd::duplicate(stdout.as_fd())?;
         Ok(Some(Self { stdout, stderr, collected }))
+    }
+
+    /// Those that another process has opened.
+    ///
+    /// # Errors
+    /// When they have not come: EMFILE here.
+    pub fn of_another(roles: &[Role], fds: Vec<OwnedFd>) -> Result<Self> {
+        let (mut stdout, mut stderr) = (None, None);
+        for (role, fd) in roles.iter().zip(fds) {
+            match role {
+                Role::Stdout => stdout = Some(fd),
+                Role::Stderr => stderr = Some(fd),
+                Role::Directory => {}
+            }
+        }
+        match (stdout, stderr) {
+            (Some(stdout), Some(stderr)) => Ok(Self { stdout, stderr, collected: None }),
+            _ => Err(Error::os("take over a worker's output", rustix::io::Errno::MFILE)),
+        }
     }
 }

@@ -72,6 +72,16 @@ impl Surroundings {
         ]
     }
 
+    /// Copies of its descriptors, and what they are for.
+    ///
+    /// # Errors
+    /// EMFILE.
+    pub(super) fn duplicate(&self) -> Result<(Vec<Role>, Vec<OwnedFd>)> {
+        let copies = self.roles().map(|(role, fd)| Ok((role, fd::duplicate(fd)?)));
+        let copies: Vec<_> = copies.into_iter().collect::<Result<_>>()?;
+        Ok(copies.into_iter().unzip())
+    }
+
     /// The rest of it, for another process.
     pub(super) fn standing(&self) -> Standing {
         self.standing.clone().unwrap_or_else(|| Standing {

@@ -55,6 +55,11 @@ impl Exit {
     pub(super) fn unknown(cause: String) -> Self {
         Self { cause, ..Seen::default().judge() }
     }
+
+    /// Of one of which more was told, in a way that can't be read.
+    pub(super) fn unreadable(error: serde_json::Error) -> Self {
+        Self::unknown(format!("it has ended, and how was told in words that are none: {error}"))
+    }
 }
 
 /// What was seen of a worker by the time it was gone (or given up).

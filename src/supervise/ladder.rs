@@ -93,6 +93,8 @@ pub enum Reason {
     OwnerGone,
     /// The process that spawned it is gone.
     OwnerDied,
+    /// Another worker, by its number, that shares its process could not be ended otherwise.
+    Shared(u64),
     /// It broke the wire protocol.
     Protocol,
     /// It closed its channel and lived on.
@@ -109,6 +111,9 @@ impl fmt::Display for Reason {
             Self::Shutdown => f.write_str("killed at shutdown"),
             Self::OwnerGone => f.write_str("killed because the worker that spawned it ended"),
             Self::OwnerDied => f.write_str("killed because the process that spawned it ended"),
+            Self::Shared(id) => {
+                write!(f, "killed with worker {id}, which shared its process and would not end")
+            }
             Self::Protocol => f.write_str("killed because it broke the protocol of its channel"),
             Self::Silent => f.write_str("killed because it closed the channel to its supervisor"),
             Self::Unwatched => f.write_str("killed because the supervisor could not watch it"),
@@ -123,6 +128,7 @@ impl From<Why> for Reason {
             Why::Shutdown => Self::Shutdown,
             Why::OwnerGone => Self::OwnerGone,
             Why::OwnerDied => Self::OwnerDied,
+            Why::TimedOut { seconds } => Self::TimedOut(seconds),
         }
     }
 }
@@ -133,6 +139,7 @@ impl From<Reason> for Why {
             Reason::Shutdown => Self::Shutdown,
             Reason::OwnerGone => Self::OwnerGone,
             Reason::OwnerDied => Self::OwnerDied,
+            Reason::TimedOut(seconds) => Self::TimedOut { seconds },
             // The rest is what its supervisor finds out by itself.
             _ => Self::Killed,
         }
@@ -222,6 +229,12 @@ impl Ladder {
         Self::new(backend, cancel, self.bound() - cancel)
     }
 
+    /// What the supervisor in the process of a subinterpreter is to do of it, before that process is killed.
+    pub fn inside(&self) -> Vec<(String, f64)> {
+        let inside = |rung| if rung == Rung::Sigkill { Rung::Destroy } else { rung };
+        self.0.iter().map(|(rung, budget)| (inside(*rung).to_string(), budget.as_secs_f64())).collect()
+    }
+
     /// The bound on the whole.
     pub fn bound(&self) -> Duration {
         self.0.iter().map(|(_, budget)| *budget).sum()
@@ -256,7 +269,11 @@ impl Climb {
         // Whom the channel does not reach can't be asked.
         let polite = !matches!(reason, Reason::Protocol | Reason::Silent);
         // Of whom there is nobody left to wait for, and who was told of that end by nobody.
-        let from = if reason == Reason::OwnerDied { ladder.rungs().len().saturating_sub(1) } else { 0 };
+        let from = if matches!(reason, Reason::OwnerDied | Reason::Shared(_)) {
+            ladder.rungs().len().saturating_sub(1)
+        } else {
+            0
+        };
         begin.first_from(from, ladder, now, |rung| (started && polite) || !matches!(rung, Rung::Cancel))
     }
 

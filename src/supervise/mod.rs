@@ -3,6 +3,7 @@
 
 mod clerk;
 pub mod exit;
+mod house;
 pub mod ladder;
 pub mod reactor;
 pub mod supervisor;

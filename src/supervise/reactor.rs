@@ -20,7 +20,7 @@ use super::worker::{Owner, State, Worker};
 use crate::error::{Error, Result};
 use crate::interp::door::Door;
 use crate::interp::rungs::pressure::Pressure;
-use crate::spawn::context;
+use crate::spawn::context::{self, Letter};
 use crate::sys::event::Slot;
 use crate::sys::kick;
 use crate::sys::lock::lock;
@@ -50,8 +50,8 @@ pub(super) enum Command {
     RunnerEnded(u64, Vec<i64>, Option<String>),
     /// A worker process cannot have the worker that it asked for: by its number here and the other's there.
     Refused((u64, u64), Error, bool),
-    /// There is news of a worker that somebody else has started for this process.
-    News(u64, News, Arc<Vec<u8>>),
+    /// The supervisor of this process, a worker, has written about other workers.
+    Letter(Letter),
     /// Ask it to stop.
     Cancel(u64),
     /// End it.
@@ -68,6 +68,13 @@ pub(super) enum Link {
     Subint(Arc<Door>),
     /// A process that the supervisor of this process owns. Who waits for it to be made is told here.
     Elsewhere(Option<Arc<Slot<Answer>>>),
+    /// A subinterpreter in a process that others may live in too.
+    Lodger {
+        /// That process, a worker too.
+        landlord: u64,
+        /// What tells it of this one, until that is sent: a head and what goes beside it, and a payload.
+        letter: Option<Box<(Vec<u8>, Vec<OwnedFd>, Arc<Vec<u8>>)>>,
+    },
 }
 
 /// A worker process.
@@ -211,6 +218,8 @@ struct Entry {
     abandoned: bool,
     /// It is gone, and what was started for it is not yet.
     over: bool,
+    /// How it has ended, which is told once the process is gone that was its alone by then.
+    verdict: Option<Exit>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -221,7 +230,12 @@ enum Alarm {
     Silent,
     /// What is below it was stopped, and may go on.
     Thaw,
+    /// The process that it lives in should have ended it by now.
+    Unanswered,
 }
+
+/// How much longer than the ladder a process may take to tell what came of it.
+const ANSWERING: Duration = Duration::from_millis(500);
 
 /// How many descriptors may have come from a worker before the messages that say what for.
 const MOST_UNASKED: usize = 256;
@@ -308,7 +322,7 @@ impl Reactor {
                     let news = News::Refused { error: error.into(), confined };
                     self.tell_asker(asker, theirs, news, None);
                 }
-                Command::News(id, news, payload) => self.hear(id, news, payload),
+                Command::Letter(letter) => self.read(letter),
                 Command::CodeOver(id) => {
                     if let Some(entry) = self.entries.get_mut(&id) {
                         entry.over_at = entry.climb.map(Climb::rung);
@@ -372,13 +386,15 @@ impl Reactor {
             runner_ended: false,
             abandoned: false,
             over: false,
+            verdict: None,
         };
         let owner = entry.worker.owner;
-        let pid = match &entry.link {
-            Link::Process(process) => Some(process.pid()),
-            Link::Subint(_) | Link::Elsewhere(_) => None,
-        };
+        // One that is elsewhere has none yet.
+        let pid = entry.worker.pid();
         self.entries.insert(id, entry);
+        if !self.move_in(id) {
+            return;
+        }
         if let Some(errno) = failure {
             // Its end would go unseen: end it now, while we hold it.
             self.fail(id, errno.to_string());
@@ -386,7 +402,7 @@ impl Reactor {
         match owner {
             // The order to end all that there is has come before it.
             Owner::Interpreter(_) if self.supervisor.is_closing() => self.kill(id, Reason::Shutdown),
-            Owner::Interpreter(_) => {}
+            Owner::Interpreter(_) | Owner::Patron(_) | Owner::Lodgers => {}
             Owner::Worker { id: asker, theirs } => self.hand_over(id, asker, theirs, pid),
         }
     }
@@ -409,14 +425,15 @@ impl Reactor {
         let found = found.map(|entry| entry.worker.id);
         let Some(Entry { link: Link::Process(process), .. }) = self.entries.get(&id) else { return };
         match (wish, found) {
-            (Wish::Spawn { request, standing, roles }, _) => {
+            (Wish::Spawn { request, standing, roles, lodger }, _) => {
+                let lodger = lodger.filter(|lodger| self.lives_in(*lodger, id));
                 self.asked.insert((id, theirs), None);
                 let order = move || {
                     let request = serde_json::from_value(request)
                         .map_err(|error| Error::protocol(format!("a malformed request: {error}")))?;
                     Ok((request, Surroundings::of_another(standing, &roles, along)?))
                 };
-                self.supervisor.have_spawned((id, theirs), process.pid(), order, payload);
+                self.supervisor.have_spawned((id, theirs), process.pid(), lodger, order, payload);
             }
             (Wish::Cancel, Some(found)) => self.cancel(found),
             (Wish::Kill { why }, Some(found)) => self.kill(found, why.into()),
@@ -441,6 +458,32 @@ impl Reactor {
         self.tell(asker, &ToWorker::About { id: theirs, news }, payload);
     }
 
+    /// Takes in what the supervisor of this process has to say of other workers.
+    fn read(&mut self, letter: Letter) {
+        let Letter { message, payload, fds } = letter;
+        match message {
+            ToWorker::About { id, news } => self.hear(id, news, payload),
+            ToWorker::Lodge { id, request, roles } => {
+                if let Err(error) = self.supervisor.lodge(id, request, &roles, fds, payload) {
+                    let news = News::Refused { error: error.into(), confined: false };
+                    self.supervisor.tell_patron(id, news, None);
+                }
+            }
+            ToWorker::Lodger { id: theirs, wish } => {
+                let found = self.entries.values().find(|entry| entry.worker.owner == Owner::Patron(theirs));
+                // It has ended meanwhile, which is told already.
+                let Some(id) = found.map(|entry| entry.worker.id) else { return };
+                match wish {
+                    Wish::Cancel => self.cancel(id),
+                    Wish::Kill { why } => self.kill(id, why.into()),
+                    Wish::Spawn { .. } => {}
+                }
+            }
+            ToWorker::Spec { .. } | ToWorker::Template { .. } | ToWorker::Cancel | ToWorker::Press { .. } => {
+            }
+        }
+    }
+
     /// There is news of a worker that the supervisor of this process has started.
     fn hear(&mut self, id: u64, news: News, payload: Arc<Vec<u8>>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
@@ -454,9 +497,7 @@ impl Reactor {
                     // It was asked before it could be told apart.
                     ask_for(id, Wish::Cancel);
                 }
-                if let Owner::Worker { id: asker, theirs } = worker.owner {
-                    self.tell_asker(asker, theirs, News::Spawned { pid }, None);
-                }
+                self.tell_owner(worker.owner, News::Spawned { pid }, None);
             }
             News::Refused { error, confined } => {
                 if let Some(slot) = waiting.take() {
@@ -466,15 +507,117 @@ impl Reactor {
             }
             News::Started => self.said(id, FromWorker::Started, payload, Vec::new()),
             News::Ended { exit, outcome } => {
-                let exit = serde_json::from_value(exit).unwrap_or_else(|error| {
-                    Exit::unknown(format!("it ended, and how was not told so that it could be read: {error}"))
-                });
+                let exit = serde_json::from_value(exit).unwrap_or_else(Exit::unreadable);
                 if outcome {
                     worker.keep_outcome(payload);
                 }
                 spawned(waiting);
                 self.entries.remove(&id);
                 self.settle(&worker, exit, false);
+            }
+        }
+    }
+
+    /// Has a worker's process told of it, where it is not alone there. False when that has ended.
+    fn move_in(&mut self, id: u64) -> bool {
+        let Some(Entry { link: Link::Lodger { landlord, letter }, .. }) = self.entries.get_mut(&id) else {
+            return true;
+        };
+        let (landlord, letter) = (*landlord, letter.take());
+        let open = self.entries.get(&landlord).is_some_and(|entry| !entry.over);
+        if open
+            && let Some(Entry { link: Link::Process(process), .. }) = self.entries.get_mut(&landlord)
+            && let Some(letter) = letter
+        {
+            let (head, fds, payload) = *letter;
+            process.post_with_fds(head, fds);
+            process.post(payload);
+            self.flush(landlord);
+            return true;
+        }
+        if let Some(mut entry) = self.entries.remove(&id) {
+            entry.seen.failure = Some("the process that it was to share had ended".into());
+            self.publish(&entry.worker, &entry.seen, entry.asked);
+        }
+        false
+    }
+
+    /// Whether a worker lives in the process of another one.
+    fn lives_in(&self, id: u64, landlord: u64) -> bool {
+        let link = self.entries.get(&id).map(|entry| &entry.link);
+        matches!(link, Some(Link::Lodger { landlord: home, .. }) if *home == landlord)
+    }
+
+    /// There is news of one that lives in a process with others.
+    fn hear_of_lodger(&mut self, landlord: u64, id: u64, news: News, payload: Arc<Vec<u8>>) {
+        if !self.lives_in(id, landlord) {
+            return;
+        }
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        match news {
+            News::Spawned { .. } => {}
+            News::Started => self.said(id, FromWorker::Started, payload, Vec::new()),
+            News::Refused { error, .. } => {
+                entry.seen.failure = Some(Error::from(error).to_string());
+                let exit = entry.seen.judge();
+                self.leave(id, landlord, exit);
+            }
+            News::Ended { exit, outcome } => {
+                let mut exit: Exit = serde_json::from_value(exit).unwrap_or_else(Exit::unreadable);
+                exit.elapsed = entry.asked.map(|asked| asked.elapsed().as_secs_f64());
+                exit.lifetime = entry.worker.created.elapsed().as_secs_f64();
+                if exit.kind == Kind::Abandoned {
+                    exit.kind = Kind::Killed;
+                    exit.rung = Some(Rung::Sigkill);
+                    exit.cause.push_str(", so its process was ended");
+                    entry.verdict = Some(exit);
+                    self.kill(landlord, Reason::Shared(id));
+                    return;
+                }
+                if outcome {
+                    entry.worker.keep_outcome(payload);
+                }
+                self.leave(id, landlord, exit);
+            }
+        }
+    }
+
+    /// One that lives in a process with others has ended. Who is the last one there is told to have when that
+    /// has ended too.
+    fn leave(&mut self, id: u64, landlord: u64, exit: Exit) {
+        if self.supervisor.houses.move_out(landlord) {
+            if let Some(entry) = self.entries.get_mut(&id) {
+                entry.verdict = Some(exit);
+            }
+            self.kill(landlord, Reason::OwnerDied);
+        } else if let Some(entry) = self.entries.remove(&id) {
+            self.settle(&entry.worker, exit, false);
+        }
+    }
+
+    /// A process that others live in has ended, and they with it.
+    fn house_fell(&mut self, landlord: u64, seen: &Seen) {
+        self.supervisor.houses.fallen(landlord);
+        let lodgers: Vec<u64> =
+            self.entries.keys().copied().filter(|id| self.lives_in(*id, landlord)).collect();
+        for id in lodgers {
+            let Some(mut entry) = self.entries.remove(&id) else { continue };
+            match entry.verdict {
+                Some(exit) => self.settle(&entry.worker, exit, false),
+                None => {
+                    entry.seen.status = seen.status;
+                    entry.seen.abandoned = seen.abandoned;
+                    entry.seen.oom = seen.oom;
+                    entry.seen.stderr.clone_from(&seen.stderr);
+                    entry.seen.rung = match seen.rung {
+                        // It was this one that would not end, or even say so.
+                        Some((rung, Reason::Shared(guilty))) if guilty == id => {
+                            Some((rung, entry.seen.rung.map_or(Reason::Killed, |(_, reason)| reason)))
+                        }
+                        other => other,
+                    };
+                    self.publish(&entry.worker, &entry.seen, entry.asked);
+                }
             }
         }
     }
@@ -495,7 +638,7 @@ impl Reactor {
                 process.child.destroy();
                 Some(Status::Signalled { signal: libc::SIGKILL, core: false })
             }
-            Link::Subint(_) | Link::Elsewhere(_) => None,
+            Link::Subint(_) | Link::Elsewhere(_) | Link::Lodger { .. } => None,
         };
         self.publish(&entry.worker, &entry.seen, entry.asked);
     }
@@ -618,13 +761,11 @@ impl Reactor {
                 entry.seen.started = true;
                 entry.worker.advance(State::Running);
                 let owner = entry.worker.owner;
-                if entry.seen.cancelled {
+                if entry.seen.cancelled && !matches!(entry.link, Link::Lodger { .. }) {
                     // It was asked before it could listen.
                     self.ask_to_stop(id);
                 }
-                if let Owner::Worker { id: asker, theirs } = owner {
-                    self.tell_asker(asker, theirs, News::Started, None);
-                }
+                self.tell_owner(owner, News::Started, None);
             }
             FromWorker::Returned | FromWorker::Raised { .. } => {
                 entry.worker.keep_outcome(payload);
@@ -632,6 +773,7 @@ impl Reactor {
             }
             FromWorker::Refused => self.supervisor.needs_shared_gil(&entry.worker.target),
             FromWorker::Exited { .. } | FromWorker::Cancelled => entry.seen.report = Some(message),
+            FromWorker::Lodger { id: lodger, news } => self.hear_of_lodger(id, lodger, news, payload),
             FromWorker::About { id: theirs, wish } => self.wished(id, theirs, wish, along, payload),
         }
     }
@@ -641,7 +783,8 @@ impl Reactor {
         entry.seen.cancelled = true;
         entry.asked.get_or_insert_with(Instant::now);
         entry.worker.advance(State::Cancelling);
-        if entry.seen.started || matches!(entry.link, Link::Elsewhere(None)) {
+        // The last two have somebody else see to that.
+        if entry.seen.started || matches!(entry.link, Link::Elsewhere(None) | Link::Lodger { .. }) {
             self.ask_to_stop(id);
         }
     }
@@ -655,11 +798,18 @@ impl Reactor {
                 if let Some(payload) = payload {
                     process.post(payload);
                 }
-                if process.flush() {
-                    Self::want(&self.epoll, process, id, EventFlags::IN | EventFlags::OUT);
-                }
+                self.flush(id);
             }
             Err(error) => log::line(format_args!("{error}")),
+        }
+    }
+
+    /// Writes what a process's channel takes now, and the rest when it takes more.
+    fn flush(&mut self, id: u64) {
+        if let Some(Entry { link: Link::Process(process), .. }) = self.entries.get_mut(&id)
+            && process.flush()
+        {
+            Self::want(&self.epoll, process, id, EventFlags::IN | EventFlags::OUT);
         }
     }
 
@@ -669,6 +819,10 @@ impl Reactor {
         match &mut entry.link {
             Link::Process(_) => self.tell(id, &ToWorker::Cancel, None),
             Link::Elsewhere(_) => ask_for(id, Wish::Cancel),
+            Link::Lodger { landlord, .. } => {
+                let landlord = *landlord;
+                self.tell(landlord, &ToWorker::Lodger { id, wish: Wish::Cancel }, None);
+            }
             Link::Subint(door) => {
                 let door = Arc::clone(door);
                 helper("th-cancel", move || {
@@ -690,14 +844,37 @@ impl Reactor {
                     ask_for(id, Wish::Kill { why: reason.into() });
                 }
             }
+            Some(Link::Lodger { landlord, .. }) => {
+                let landlord = *landlord;
+                self.kill_lodger(id, landlord, reason);
+            }
             _ => self.climb(id, reason),
+        }
+    }
+
+    /// Has one that lives in a process with others ended there. When its ladder is over and it is not, so is
+    /// its process.
+    fn kill_lodger(&mut self, id: u64, landlord: u64, reason: Reason) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let now = Instant::now();
+        entry.asked.get_or_insert(now);
+        if entry.seen.rung.is_none() || reason == Reason::OwnerDied {
+            entry.seen.rung = Some((Rung::Sigkill, reason));
+            entry.worker.advance(State::Killing);
+            self.alarms.insert((now + entry.worker.ladder.bound() + ANSWERING, id, Alarm::Unanswered));
+            self.tell(landlord, &ToWorker::Lodger { id, wish: Wish::Kill { why: reason.into() } }, None);
+        }
+        if let Some(Entry { link: Link::Process(process), .. }) = self.entries.get(&landlord) {
+            // It may have been stopped.
+            process.signal(Signal::CONT);
         }
     }
 
     /// Begins the ladder, once.
     fn climb(&mut self, id: u64, reason: Reason) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
-        let hurried = reason == Reason::OwnerDied && entry.climb.is_none_or(|climb| climb.reason != reason);
+        let hurried = matches!(reason, Reason::OwnerDied | Reason::Shared(_))
+            && entry.climb.is_none_or(|climb| !matches!(climb.reason, Reason::OwnerDied | Reason::Shared(_)));
         if entry.climb.is_some() && !hurried || entry.abandoned {
             return;
         }
@@ -743,8 +920,8 @@ impl Reactor {
                     entry.pressure.raise(door, force);
                 }
             }
-            // Its owner has its ladder.
-            Link::Elsewhere(_) => {}
+            // Another supervisor climbs its ladder.
+            Link::Elsewhere(_) | Link::Lodger { .. } => {}
         }
     }
 
@@ -897,6 +1074,9 @@ impl Reactor {
     }
 
     fn publish(&mut self, worker: &Arc<Worker>, seen: &Seen, asked: Option<Instant>) {
+        if worker.owner == Owner::Lodgers {
+            self.house_fell(worker.id, seen);
+        }
         let mut exit = seen.judge();
         exit.elapsed = asked.map(|asked| asked.elapsed().as_secs_f64());
         exit.lifetime = worker.created.elapsed().as_secs_f64();
@@ -908,22 +1088,36 @@ impl Reactor {
 
     /// Tells everybody how a worker has ended.
     fn settle(&mut self, worker: &Arc<Worker>, exit: Exit, abandoned: bool) {
+        if worker.owner == Owner::Lodgers {
+            worker.finish(exit);
+            return;
+        }
         // Counted before it is published, so that whoever waited sees it counted.
         self.supervisor.counted(exit.kind, worker, abandoned);
         let told = serde_json::to_value(&exit);
         if worker.finish(exit) {
             self.supervisor.forget(worker.id);
         }
-        let Owner::Worker { id, theirs } = worker.owner else { return };
         let outcome = worker.outcome();
         match told {
             Ok(exit) => {
-                self.tell_asker(id, theirs, News::Ended { exit, outcome: outcome.is_some() }, outcome);
+                self.tell_owner(worker.owner, News::Ended { exit, outcome: outcome.is_some() }, outcome);
             }
             Err(error) => log::line(format_args!("the end of worker `{}` is no JSON: {error}", worker.name)),
         }
-        if self.entries.get(&id).is_some_and(|owner| owner.over) {
+        if let Owner::Worker { id, .. } = worker.owner
+            && self.entries.get(&id).is_some_and(|owner| owner.over)
+        {
             self.gone(id);
+        }
+    }
+
+    /// Tells whoever has asked for a worker, where that is another process.
+    fn tell_owner(&mut self, owner: Owner, news: News, payload: Option<Arc<Vec<u8>>>) {
+        match owner {
+            Owner::Interpreter(_) | Owner::Lodgers => {}
+            Owner::Worker { id, theirs } => self.tell_asker(id, theirs, news, payload),
+            Owner::Patron(theirs) => self.supervisor.tell_patron(theirs, news, payload),
         }
     }
 
@@ -946,6 +1140,14 @@ impl Reactor {
                     self.step(id, next, climb.reason);
                 }
                 (Alarm::Rung, _) => {}
+                (Alarm::Unanswered, _) => {
+                    if let Link::Lodger { landlord, .. } = &entry.link
+                        && entry.verdict.is_none()
+                    {
+                        let landlord = *landlord;
+                        self.kill(landlord, Reason::Shared(id));
+                    }
+                }
                 (Alarm::Silent, _) => self.kill(id, Reason::Silent),
                 (Alarm::Thaw, _) => {
                     if let Link::Process(process) = &entry.link {

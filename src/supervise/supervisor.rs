@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::clerk::{Clerk, Surroundings, host_stream, is_as_free};
 use super::exit::{Exit, Kind};
+use super::house::Houses;
 use super::ladder::{Ladder, Reason};
 use super::reactor::{Command, Link, Process, Reactor};
 use super::worker::{Owner, Parts, State, Worker};
@@ -22,17 +23,17 @@ use crate::interp::door::Door;
 use crate::spawn::clean::CleanThread;
 use crate::spawn::context::{self, Context};
 use crate::spawn::fork::{self, Luggage};
-use crate::spawn::request::{Backend, GilPolicy, Request, bytes, path_of, seconds};
+use crate::spawn::request::{Backend, GilPolicy, Request, Stdio, bytes, path_of, seconds};
 use crate::spawn::stdio::Streams;
 use crate::spawn::zygote::{self, Refusal, Zygote};
 use crate::spawn::{Reports, exec, subint};
-use crate::sys::event::{Slot, Wait};
+use crate::sys::event::{Event, Slot, Wait};
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::kick::Kicker;
 use crate::sys::lock::lock;
 use crate::sys::process::{self, Child};
 use crate::sys::{fd, log, memfile, oom, thread};
-use crate::wire::message::{self, Contract, FromWorker, ToWorker, Wish};
+use crate::wire::message::{self, Contract, FromWorker, News, Role, ToWorker, Wish};
 
 static SUPERVISOR: ForkLocal<Arc<Supervisor>> = ForkLocal::new();
 
@@ -55,6 +56,7 @@ pub struct Supervisor {
     next_id: AtomicU64,
     closing: AtomicBool,
     clerk: Clerk,
+    pub(super) houses: Houses,
     /// This process, a worker, has a fork server that imports what it was told here.
     own_zygote: AtomicBool,
     /// Its supervisor starts no workers for this one.
@@ -103,6 +105,7 @@ impl Supervisor {
                 next_id: AtomicU64::new(1),
                 closing: AtomicBool::new(false),
                 clerk: Clerk::default(),
+                houses: Houses::default(),
                 own_zygote: AtomicBool::new(false),
                 on_its_own: AtomicBool::new(false),
                 memory: Mutex::default(),
@@ -113,8 +116,7 @@ impl Supervisor {
         })?;
         supervisor.start()?;
         if let Some(context) = context::of_process() {
-            context
-                .listen(|| Box::new(|id, news, payload| supervisor.order(Command::News(id, news, payload))));
+            context.listen(|| Box::new(|letter| supervisor.order(Command::Letter(letter))));
         }
         Ok(supervisor)
     }
@@ -211,7 +213,7 @@ impl Supervisor {
         payload: Arc<Vec<u8>>,
     ) -> Result<Arc<Worker>> {
         let parent = context::current(owner).ok().and_then(|context| context.id());
-        self.make(Owner::Interpreter(owner), parent, None, request, payload)
+        self.make(Owner::Interpreter(owner), parent, Given::Nothing, request, payload)
     }
 
     /// The same for a worker process, which gets news of it under its own number.
@@ -221,6 +223,7 @@ impl Supervisor {
     pub(super) fn spawn_for(
         self: &Arc<Self>,
         (id, theirs): (u64, u64),
+        lodger: Option<u64>,
         request: Request,
         surroundings: Surroundings,
         payload: Arc<Vec<u8>>,
@@ -232,15 +235,46 @@ impl Supervisor {
             )));
         }
         let owner = Owner::Worker { id, theirs };
+        let parent = Some(lodger.unwrap_or(id));
+        let given = Given::Surroundings(Box::new(surroundings));
         // Nobody here has a handle to it.
-        self.make(owner, Some(id), Some(surroundings), request, payload).map(|worker| self.release(worker.id))
+        self.make(owner, parent, given, request, payload).map(|worker| self.release(worker.id))
+    }
+
+    /// A worker that is to live in this process, for the supervisor that this one is a worker of.
+    ///
+    /// # Errors
+    /// As for [`Supervisor::spawn`].
+    pub(super) fn lodge(
+        self: &Arc<Self>,
+        theirs: u64,
+        request: serde_json::Value,
+        roles: &[Role],
+        fds: Vec<OwnedFd>,
+        payload: Arc<Vec<u8>>,
+    ) -> Result<()> {
+        let request: Request = serde_json::from_value(request)
+            .map_err(|error| Error::protocol(format!("a malformed request: {error}")))?;
+        if request.backend != Backend::Subint {
+            return Err(Error::protocol("only subinterpreters can live in a process"));
+        }
+        let given = Given::Streams(Streams::of_another(roles, fds)?);
+        let made = self.make(Owner::Patron(theirs), None, given, request, payload);
+        made.map(|worker| self.release(worker.id))
+    }
+
+    /// Has this process, a worker, be home to others until it is ended.
+    pub fn be_home(&self) -> ! {
+        loop {
+            Event::new().wait_through_signals(None);
+        }
     }
 
     fn make(
         self: &Arc<Self>,
         owner: Owner,
         parent: Option<u64>,
-        surroundings: Option<Surroundings>,
+        given: Given,
         mut request: Request,
         payload: Arc<Vec<u8>>,
     ) -> Result<Arc<Worker>> {
@@ -263,8 +297,8 @@ impl Supervisor {
             request.backend = Backend::Fork;
             ladder = ladder.moved_to(Backend::Fork);
             // As if it had been asked for: `_child` must know, and a fork has its `__main__` already.
+            set_wall(&mut request.spec, Backend::Fork.name());
             if let Some(spec) = request.spec.as_object_mut() {
-                spec.insert("wall".into(), json!(Backend::Fork.name()));
                 spec.insert("main".into(), serde_json::Value::Null);
             }
         }
@@ -273,7 +307,11 @@ impl Supervisor {
         }
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let name = request.name.clone().unwrap_or_else(|| format!("{}-{id}", short(&request.target)));
-        let mut streams = Streams::open(&request.stdio)?;
+        let (mut streams, surroundings) = match given {
+            Given::Nothing => (Streams::open(&request.stdio)?, None),
+            Given::Streams(streams) => (Some(streams), None),
+            Given::Surroundings(surroundings) => (None, Some(*surroundings)),
+        };
         let worker = Arc::new(Worker::new(Parts {
             id,
             name,
@@ -312,7 +350,7 @@ impl Supervisor {
 
     /// Makes a process that is not forked from this one: here, or by whom this process is a worker of.
     fn spawn_afresh(
-        &self,
+        self: &Arc<Self>,
         worker: &Arc<Worker>,
         mut request: Request,
         surroundings: &Surroundings,
@@ -323,10 +361,81 @@ impl Supervisor {
         {
             return Ok(());
         }
+        if let Some(name) = request.process.take() {
+            return self.spawn_lodger(worker, name, request, surroundings, payload);
+        }
         match request.backend {
             Backend::Exec => self.spawn_exec(worker, request, surroundings, payload),
             _ => self.spawn_forkserver(worker, &request, surroundings, &payload),
         }
+    }
+
+    /// Makes a subinterpreter in a process that others may live in too.
+    fn spawn_lodger(
+        self: &Arc<Self>,
+        worker: &Arc<Worker>,
+        name: String,
+        request: Request,
+        surroundings: &Surroundings,
+        payload: Arc<Vec<u8>>,
+    ) -> Result<()> {
+        let owner = if let Owner::Worker { id, .. } = worker.owner { id } else { 0 };
+        let landlord =
+            self.houses.move_in((owner, name), |name| self.build_house(name, &request, surroundings))?;
+        let letter = || {
+            let mut inside = Request {
+                backend: Backend::Subint,
+                name: Some(worker.name.clone()),
+                stdio: Stdio::Inherit,
+                ladder: Some(worker.ladder.inside()),
+                // Its time is kept here: who lives in a process that was stopped has no clock.
+                timeout: None,
+                promote: false,
+                ..request
+            };
+            set_wall(&mut inside.spec, Backend::Subint.name());
+            let request = serde_json::to_value(&inside)
+                .map_err(|error| Error::invalid(format!("a request that is no JSON: {error}")))?;
+            let (roles, fds) = surroundings.duplicate()?;
+            let head = message::encode(&ToWorker::Lodge { id: worker.id, request, roles }, payload.len())?;
+            Ok((head, fds))
+        };
+        match letter() {
+            Ok((head, fds)) => {
+                if let Some(pid) = landlord.pid() {
+                    worker.set_pid(pid);
+                }
+                let link =
+                    Link::Lodger { landlord: landlord.id, letter: Some(Box::new((head, fds, payload))) };
+                self.order(Command::Watch(Arc::clone(worker), link));
+                Ok(())
+            }
+            Err(error) => {
+                if self.houses.move_out(landlord.id) {
+                    self.order(Command::Kill(landlord.id, Reason::OwnerDied));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// A process that does nothing by itself.
+    fn build_house(&self, name: &str, request: &Request, surroundings: &Surroundings) -> Result<Arc<Worker>> {
+        let landlord = Arc::new(Worker::new(Parts {
+            id: self.next_id.fetch_add(1, Ordering::Relaxed),
+            name: name.to_owned(),
+            target: "a process that others share".into(),
+            backend: Backend::Forkserver,
+            owner: Owner::Lodgers,
+            parent: None,
+            ladder: Ladder::new(Backend::Forkserver, Duration::ZERO, Duration::ZERO),
+            timeout: None,
+            collected: None,
+        }));
+        let mut request = Request { backend: Backend::Forkserver, ..request.clone() };
+        set_wall(&mut request.spec, "house");
+        self.spawn_forkserver(&landlord, &request, surroundings, &Arc::default())?;
+        Ok(landlord)
     }
 
     /// Who starts such processes for this one: the supervisor of this process, should it be a worker.
@@ -356,7 +465,12 @@ impl Supervisor {
         self.order(Command::Watch(Arc::clone(worker), Link::Elsewhere(Some(Arc::clone(&reply)))));
         let (roles, fds): (Vec<_>, Vec<_>) = surroundings.roles().into_iter().unzip();
         let standing = surroundings.standing();
-        let wish = Wish::Spawn { request: told, standing, roles };
+        let parent = worker.parent.and_then(|parent| self.worker(parent).ok());
+        let lodger = parent.and_then(|parent| match parent.owner {
+            Owner::Patron(id) => Some(id),
+            _ => None,
+        });
+        let wish = Wish::Spawn { request: told, standing, roles, lodger };
         let answer = match patron.wish(worker.id, wish, payload, &fds) {
             Ok(()) => self.await_answer(worker.id, &reply),
             Err(error) => Err(error),
@@ -593,7 +707,7 @@ impl Supervisor {
     }
 
     fn await_all(&self, in_subinterpreter: bool) -> Result<()> {
-        for worker in self.live() {
+        for worker in self.live().into_iter().chain(self.houses.standing()) {
             // Bounded by the worker's ladder, whose last rung is to give it up.
             worker.wait(None, in_subinterpreter)?;
         }
@@ -605,6 +719,7 @@ impl Supervisor {
         self: &Arc<Self>,
         asker: (u64, u64),
         pid: i32,
+        lodger: Option<u64>,
         order: impl FnOnce() -> Result<(Request, Surroundings)> + Send + 'static,
         payload: Arc<Vec<u8>>,
     ) {
@@ -616,7 +731,7 @@ impl Supervisor {
                 return;
             }
             let made = order().and_then(|(request, surroundings)| {
-                supervisor.spawn_for(asker, request, surroundings, payload)
+                supervisor.spawn_for(asker, lodger, request, surroundings, payload)
             });
             if let Err(error) = made {
                 supervisor.order(Command::Refused(asker, error, false));
@@ -624,6 +739,21 @@ impl Supervisor {
         });
         if let Err(error) = made {
             self.order(Command::Refused(asker, error, false));
+        }
+    }
+
+    /// Says something to the supervisor that this process is a worker of, on a thread that can wait for that.
+    pub(super) fn tell_patron(&self, id: u64, news: News, payload: Option<Arc<Vec<u8>>>) {
+        let told = self.clerk.give(move || {
+            let payload = payload.as_ref().map_or(&[][..], |payload| payload);
+            let sent = context::of_process()
+                .map_or(Ok(()), |patron| patron.send(&FromWorker::Lodger { id, news }, payload));
+            if let Err(error) = sent {
+                log::line(format_args!("{error}"));
+            }
+        });
+        if let Err(error) = told {
+            log::line(format_args!("{error}"));
         }
     }
 
@@ -678,6 +808,13 @@ impl Supervisor {
         counts.abandoned_now -= 1;
         counts.reclaimed += 1;
     }
+}
+
+/// What a worker has that was not opened here.
+enum Given {
+    Nothing,
+    Streams(Streams),
+    Surroundings(Box<Surroundings>),
 }
 
 /// What came of asking somebody else to start a worker.
@@ -737,11 +874,7 @@ impl Boot {
         let (ours, theirs) = fd::channel_pair()?;
         let log = memfile::create("th-boot")?;
         let kept_log = fd::duplicate(&log)?;
-        let (mut roles, mut along) = (Vec::new(), Vec::new());
-        for (role, fd) in surroundings.roles() {
-            roles.push(role);
-            along.push(fd::duplicate(fd)?);
-        }
+        let (roles, along) = surroundings.duplicate()?;
         let contract = contract(worker, surroundings.umask());
         let spec = ToWorker::Spec { spec: request.spec.clone(), contract, roles };
         let head = message::encode(&spec, payload.len())?;
@@ -762,6 +895,13 @@ fn contract(worker: &Worker, umask: Option<u32>) -> Contract {
         parent: process::id(),
         umask,
         apart: worker.backend.is_process() && worker.backend.is_subinterpreter(),
+    }
+}
+
+/// Tells `_child` another kind of worker than was asked for.
+fn set_wall(spec: &mut serde_json::Value, wall: &str) {
+    if let Some(spec) = spec.as_object_mut() {
+        spec.insert("wall".into(), json!(wall));
     }
 }
 

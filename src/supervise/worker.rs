@@ -31,7 +31,7 @@ pub enum State {
     Ended,
 }
 
-/// Who asked for a worker.
+/// Whom a worker is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Owner {
     /// Code in this interpreter of this process.
@@ -43,6 +43,10 @@ pub enum Owner {
         /// The number that the new worker has there.
         theirs: u64,
     },
+    /// The supervisor of this process, a worker, for one that it knows by that number and that lives here.
+    Patron(u64),
+    /// Those that live in it, who come and go.
+    Lodgers,
 }
 
 /// A worker. Shared between its handles and the reactor, which alone moves it on.

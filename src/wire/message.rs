@@ -37,6 +37,22 @@ pub enum ToWorker {
         /// So hard.
         force: Force,
     },
+    /// Have a worker live in a subinterpreter of this process. Payload: its pickled target and arguments.
+    Lodge {
+        /// Its number.
+        id: u64,
+        /// A `Request`.
+        request: serde_json::Value,
+        /// What the descriptors beside it are for.
+        roles: Vec<Role>,
+    },
+    /// Of one that lives in it.
+    Lodger {
+        /// Its number.
+        id: u64,
+        /// What is to be done about it.
+        wish: Wish,
+    },
     /// Of a worker that it has asked for.
     About {
         /// The number by which it asked.
@@ -46,8 +62,8 @@ pub enum ToWorker {
     },
 }
 
-/// What a worker process is told of a worker that was started for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What is told of a worker to whoever asked for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum News {
     /// It is there.
@@ -162,8 +178,8 @@ pub struct Standing {
     pub nice: i32,
 }
 
-/// What a worker process wants of a worker that is started for it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What whoever asked for a worker wants of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Wish {
     /// That it be made. Payload: the pickled target and its arguments.
@@ -174,6 +190,8 @@ pub enum Wish {
         standing: Standing,
         /// What the descriptors beside it are for, in their order.
         roles: Vec<Role>,
+        /// The number of the worker that wants it, where that is one that lives in the asking process.
+        lodger: Option<u64>,
     },
     /// That it be asked to stop.
     Cancel,
@@ -184,8 +202,8 @@ pub enum Wish {
     },
 }
 
-/// Why a worker process has another one ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Why a worker is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Why {
     /// It was told to.
@@ -196,10 +214,15 @@ pub enum Why {
     OwnerGone,
     /// The process that wanted it has ended.
     OwnerDied,
+    /// It has run for longer than it may.
+    TimedOut {
+        /// Its limit.
+        seconds: f64,
+    },
 }
 
 /// What a worker says to its supervisor.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FromWorker {
     /// The target is known and its arguments are there: the boot is over.
@@ -224,6 +247,13 @@ pub enum FromWorker {
     },
     /// It was cancelled, and let itself be.
     Cancelled,
+    /// Of a worker that lives in its process. Payload: what that ended with, if that is it.
+    Lodger {
+        /// Its number.
+        id: u64,
+        /// What there is to tell.
+        news: News,
+    },
     /// Of another worker, which is to be its own.
     About {
         /// The number by which it knows that one.
