@@ -72,9 +72,17 @@ pub(super) enum Link {
     Lodger {
         /// That process, a worker too.
         landlord: u64,
-        /// What tells it of this one, until that is sent: a head and what goes beside it, and a payload.
-        letter: Option<Box<(Vec<u8>, Vec<OwnedFd>, Arc<Vec<u8>>)>>,
+        /// What tells it of this one, until that is sent.
+        introduction: Option<Box<Introduction>>,
     },
+}
+
+/// What tells a process of a worker that is to live there.
+pub(super) struct Introduction {
+    pub(super) head: Vec<u8>,
+    /// Goes beside the head.
+    pub(super) along: Vec<OwnedFd>,
+    pub(super) payload: Arc<Vec<u8>>,
 }
 
 /// A worker process.
@@ -520,17 +528,18 @@ impl Reactor {
 
     /// Has a worker's process told of it, where it is not alone there. False when that has ended.
     fn move_in(&mut self, id: u64) -> bool {
-        let Some(Entry { link: Link::Lodger { landlord, letter }, .. }) = self.entries.get_mut(&id) else {
+        let Some(Entry { link: Link::Lodger { landlord, introduction }, .. }) = self.entries.get_mut(&id)
+        else {
             return true;
         };
-        let (landlord, letter) = (*landlord, letter.take());
+        let (landlord, introduction) = (*landlord, introduction.take());
         let open = self.entries.get(&landlord).is_some_and(|entry| !entry.over);
         if open
             && let Some(Entry { link: Link::Process(process), .. }) = self.entries.get_mut(&landlord)
-            && let Some(letter) = letter
+            && let Some(introduction) = introduction
         {
-            let (head, fds, payload) = *letter;
-            process.post_with_fds(head, fds);
+            let Introduction { head, along, payload } = *introduction;
+            process.post_with_fds(head, along);
             process.post(payload);
             self.flush(landlord);
             return true;

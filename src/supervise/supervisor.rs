@@ -15,7 +15,7 @@ use super::clerk::{Clerk, Surroundings, host_stream, is_as_free};
 use super::exit::{Exit, Kind};
 use super::house::Houses;
 use super::ladder::{Ladder, Reason};
-use super::reactor::{Command, Link, Process, Reactor};
+use super::reactor::{Command, Introduction, Link, Process, Reactor};
 use super::worker::{Owner, Parts, State, Worker};
 use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::interp::attach::Token;
@@ -382,7 +382,7 @@ impl Supervisor {
         let owner = if let Owner::Worker { id, .. } = worker.owner { id } else { 0 };
         let landlord =
             self.houses.move_in((owner, name), |name| self.build_house(name, &request, surroundings))?;
-        let letter = || {
+        let introduce = || {
             let mut inside = Request {
                 backend: Backend::Subint,
                 name: Some(worker.name.clone()),
@@ -396,17 +396,17 @@ impl Supervisor {
             set_wall(&mut inside.spec, Backend::Subint.name());
             let request = serde_json::to_value(&inside)
                 .map_err(|error| Error::invalid(format!("a request that is no JSON: {error}")))?;
-            let (roles, fds) = surroundings.duplicate()?;
+            let (roles, along) = surroundings.duplicate()?;
             let head = message::encode(&ToWorker::Lodge { id: worker.id, request, roles }, payload.len())?;
-            Ok((head, fds))
+            Ok(Introduction { head, along, payload })
         };
-        match letter() {
-            Ok((head, fds)) => {
+        match introduce() {
+            Ok(introduction) => {
                 if let Some(pid) = landlord.pid() {
                     worker.set_pid(pid);
                 }
-                let link =
-                    Link::Lodger { landlord: landlord.id, letter: Some(Box::new((head, fds, payload))) };
+                let introduction = Some(Box::new(introduction));
+                let link = Link::Lodger { landlord: landlord.id, introduction };
                 self.order(Command::Watch(Arc::clone(worker), link));
                 Ok(())
             }
