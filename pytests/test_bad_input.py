@@ -416,7 +416,7 @@ if first == "warm":
 def left():
     # What a worker could leave: the supervisor itself may come to be at any step.
     owned = helpers.resources()
-    fds = [what for what in owned["fds"].values() if not what.startswith("anon_inode:[event")]
+    fds = [what for what in owned["fds"].values() if what != "/" and not what.startswith("anon_inode:[event")]
     threads = [name for name in owned["threads"] if name not in ("th-supervisor", "th-clean")]
     server = _native.fork_server()
     if server is not None:

@@ -285,6 +285,41 @@ def test_a_worker_without_descriptors_tells_its_end_and_leaves_nobody(
     assert all(pid_is_gone(pid) for pid in kin), "what it had started outlives it"
 
 
+def test_a_host_without_descriptors_ends_a_worker_with_all_that_it_started(
+    signalled_backend: str, program: Callable[..., Program]
+) -> None:
+    """Also what has left its session: to find that takes a look at /proc."""
+    found = run(
+        program(
+            """
+            import os, resource, sys
+            import helpers, targets, tractor_host as th
+
+            if __name__ == "__main__":
+                worker = th.spawn(targets.daemons, "ignore", backend=sys.argv[1], stdio="pipe", ladder={"sigkill": 5})
+                helpers.until(lambda: len(helpers.children_of(worker)) == 2, "the daemons")
+                pids = helpers.children_of(worker)
+                top = os.open("/dev/null", os.O_RDONLY)
+                limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (top + 1, limits[1]))
+                fill = []
+                try:
+                    while True:
+                        fill.append(os.dup(top))
+                except OSError:
+                    pass
+                print(worker.kill().rung)
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                print(*pids)
+            """
+        ),
+        signalled_backend,
+    )
+    rung, pids = found.splitlines()
+    assert rung == "sigkill"
+    assert all(pid_is_gone(int(pid)) for pid in pids.split())
+
+
 @pytest.mark.parametrize("rung", ["cancel", "interrupt", "sigterm", "sigkill"])
 def test_a_worker_without_descriptors_is_ended_as_any_other(signalled_backend: str, rung: str) -> None:
     then = "ignore" if rung == "sigkill" else "sleep"

@@ -25,7 +25,7 @@ use crate::sys::event::Slot;
 use crate::sys::kick;
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Status};
-use crate::sys::tree::Tree;
+use crate::sys::tree::{self, Tree};
 use crate::sys::{fd, log, memfile, oom, thread};
 use crate::wire::frame::Decoder;
 use crate::wire::message::{self, FromWorker, News, ToWorker, Wish};
@@ -277,6 +277,7 @@ impl Reactor {
     pub(super) fn new(supervisor: Arc<Supervisor>) -> Result<Self> {
         let failed = |errno: Errno| Error::os("make the supervisor's epoll", errno);
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(failed)?;
+        tree::keep_room()?;
         epoll::add(&epoll, &supervisor.wake, EventData::new_u64(ORDERS), EventFlags::IN).map_err(failed)?;
         Ok(Self {
             supervisor,

@@ -4,12 +4,16 @@
 //! whatever session or process group it made. So all of them can be found from it as long as it lives.
 
 use std::collections::HashSet;
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use super::lock::lock;
 use super::process::{self, Child};
 use super::{fd, procfs};
+use crate::error::Result;
 
 /// Processes that were found, by pidfd: none of them can be mistaken for another.
 #[derive(Debug, Default)]
@@ -23,20 +27,20 @@ impl Tree {
     /// Where /proc is not mounted nothing is found. A process that no descriptor is left for is killed at
     /// once.
     pub fn gather(&mut self, root: i32, deadline: Instant) {
+        let _room = Room::make();
         if root != process::id() {
             await_stop(root, deadline);
         }
         let mut known: HashSet<i32> = self.0.iter().map(Child::pid).collect();
         loop {
-            let before = self.0.len();
+            let (before, mut out_of_reach) = (self.0.len(), false);
             let mut seen = HashSet::from([root]);
             let mut parents = vec![root];
             while let Some(parent) = parents.pop() {
                 let children = procfs::children_of_process(parent);
                 let new =
                     children.iter().filter(|pid| !known.contains(pid)).filter_map(|&pid| Pid::from_raw(pid));
-                let opened: Vec<_> =
-                    new.map(|pid| (pid, rustix::process::pidfd_open(pid, PidfdFlags::empty()))).collect();
+                let opened: Vec<_> = new.map(|pid| (pid, hold(pid))).collect();
                 if !opened.is_empty() {
                     // Whoever is still listed was not reaped meanwhile, so its number is still its own.
                     let still = procfs::children_of_process(parent);
@@ -46,13 +50,13 @@ impl Tree {
                             continue;
                         }
                         match pidfd.map(|pidfd| Child::from_parts(number, pidfd)) {
-                            Ok(Ok(child)) => {
+                            Some(Ok(child)) => {
                                 signal(&child, Signal::STOP);
                                 known.insert(number);
                                 self.0.push(child);
                             }
-                            // EMFILE, or it has ended.
-                            _ => drop(rustix::process::kill_process(pid, Signal::KILL)),
+                            // There is no room, or it has ended. What is below it comes to light when it is gone.
+                            _ => out_of_reach |= rustix::process::kill_process(pid, Signal::KILL).is_ok(),
                         }
                     }
                 }
@@ -62,8 +66,11 @@ impl Tree {
             for kin in &self.0[before..] {
                 await_stop(kin.pid(), deadline);
             }
-            if self.0.len() == before || Instant::now() > deadline {
+            if self.0.len() == before && !out_of_reach || Instant::now() > deadline {
                 return;
+            }
+            if out_of_reach {
+                std::thread::sleep(PERIOD);
             }
         }
     }
@@ -101,6 +108,50 @@ impl Tree {
     pub fn wait_until(&self, deadline: Instant) -> bool {
         self.0.iter().all(|kin| kin.wait_until(deadline))
     }
+}
+
+/// A descriptor that is kept for a look at /proc when there are no others.
+static SPARE: Mutex<Option<OwnedFd>> = Mutex::new(None);
+
+/// Keeps a descriptor free for finding what is below a process, also when this one has used up all others.
+///
+/// # Errors
+/// EMFILE.
+pub fn keep_room() -> Result<()> {
+    let mut spare = lock(&SPARE);
+    if spare.is_none() {
+        *spare = Some(fd::tomb()?);
+    }
+    Ok(())
+}
+
+/// There is room for one descriptor, unless another thread is quicker.
+struct Room(Option<MutexGuard<'static, Option<OwnedFd>>>);
+
+impl Room {
+    /// It never waits: in a forked child, who has the lock is in the parent.
+    fn make() -> Self {
+        let mut spare = SPARE.try_lock().ok();
+        if let Some(spare) = &mut spare {
+            **spare = None;
+        }
+        Self(spare)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some(spare) = &mut self.0 {
+            // EMFILE: somebody was quicker; the next one who makes room tries again.
+            **spare = fd::tomb().ok();
+        }
+    }
+}
+
+/// A descriptor of a process, if that leaves room for one more: to look at /proc again.
+fn hold(pid: Pid) -> Option<OwnedFd> {
+    let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok()?;
+    fd::tomb().ok().map(|_| pidfd)
 }
 
 fn signal(process: &Child, number: Signal) {
