@@ -3,6 +3,7 @@
 //! It is attached to the main interpreter, has never run a line of user code and never ends while
 //! the supervisor lives: a child's death signal follows the *thread* that forked it.
 
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -14,10 +15,22 @@ use crate::interp::fork::{Side, fork};
 use crate::sys::event::Slot;
 use crate::sys::lock::lock;
 use crate::sys::process::Child;
-use crate::sys::thread;
+use crate::sys::{fd, thread};
 
-/// What a forked child does; it owns what it needs and never returns.
-pub type Body = Box<dyn FnOnce(Token<'_>) -> Never + Send>;
+/// What a forked child does; it owns what it needs and never returns. It must not end before [`Gate::pass`].
+pub type Body = Box<dyn FnOnce(Token<'_>, Gate) -> Never + Send>;
+
+/// Keeps a forked child from ending before its parent has hold of it: where nobody waits for children
+/// (SIGCHLD is ignored), or somebody for all of them, it would be gone without a trace.
+#[derive(Debug)]
+pub struct Gate(OwnedFd);
+
+impl Gate {
+    /// Waits until the parent has hold of this process, which dies with it by now.
+    pub fn pass(self) {
+        fd::wait_readable(&self.0);
+    }
+}
 
 /// No value: a function that returns it does not return.
 #[derive(Debug)]
@@ -79,12 +92,15 @@ fn serve(orders: &Receiver<Order>) {
             if Instant::now() > order.deadline {
                 return Err(Error::timed_out("the order to fork came too late"));
             }
+            let gate = fd::event_fd()?;
             match fork(token)? {
-                Side::Child => match (order.body)(token) {},
+                Side::Child => match (order.body)(token, Gate(gate)) {},
                 Side::Parent(pid) => {
+                    let child = Child::adopt(pid);
+                    fd::raise(&gate);
                     // The parent's copies of what the child was given.
                     drop(order.body);
-                    Child::adopt(pid)
+                    child
                 }
             }
         });

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::clean::{Body, CleanThread, Never};
+use super::clean::{Body, CleanThread, Gate, Never};
 use super::context::{self, Reader};
 use crate::error::Result;
 use crate::interp::attach::Token;
@@ -45,16 +45,18 @@ pub struct Luggage {
 /// # Errors
 /// Those of [`CleanThread::fork`].
 pub fn spawn(clean: &CleanThread, luggage: Luggage, deadline: Instant) -> Result<Child> {
-    let body: Body = Box::new(move |token| child(token, luggage));
+    let body: Body = Box::new(move |token, gate| child(token, luggage, gate));
     clean.fork(body, deadline)
 }
 
 /// All that the child does. It ends in `_exit`, so no destructor of the parent's values runs.
-fn child(token: Token<'_>, luggage: Luggage) -> Never {
+fn child(token: Token<'_>, luggage: Luggage, gate: Gate) -> Never {
     // First of all: nothing that other threads of the parent may have locked is touched again.
     crate::spawn::context::forget_all();
     crate::supervise::forget_in_child();
     signal::reset_for_new_process();
+    process::die_with_parent(luggage.contract.parent);
+    gate.pass();
     let outcome = enter(luggage).and_then(|()| call::function(token, c"tractor_host._child", c"main"));
     if let Err(error) = outcome {
         log::line(format_args!("worker {} failed before it could say so: {error}", process::id()));

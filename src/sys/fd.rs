@@ -266,6 +266,13 @@ pub fn raise(event: &OwnedFd) {
     let _ = rustix::io::write(event, &1u64.to_ne_bytes());
 }
 
+/// Waits until there is something to read, without a bound.
+pub fn wait_readable(fd: &OwnedFd) {
+    use rustix::event::{PollFd, PollFlags, poll};
+    // Other failures there are none of for one descriptor; then it is as if there were something.
+    while poll(&mut [PollFd::new(fd, PollFlags::IN)], None) == Err(Errno::INTR) {}
+}
+
 /// Makes an event descriptor unreadable until it is raised again.
 pub fn lower(event: &OwnedFd) {
     // EAGAIN: it was not raised.
