@@ -23,7 +23,7 @@ use crate::spawn::fork::{self, Luggage};
 use crate::spawn::request::{Backend, GilPolicy, Request, Stdio, bytes, seconds};
 use crate::spawn::stdio::Streams;
 use crate::spawn::zygote::{self, Refusal, Zygote};
-use crate::spawn::{Reports, exec, subint};
+use crate::spawn::{Reports, context, exec, subint};
 use crate::sys::event::Slot;
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::kick::Kicker;
@@ -162,6 +162,7 @@ impl Supervisor {
             "abandoned": ended(Kind::Abandoned),
             "quarantined": counts.abandoned_now,
             "reclaimed": counts.reclaimed,
+            "blanks": self.zygote.blanks(),
         })
     }
 
@@ -332,8 +333,10 @@ impl Supervisor {
         streams: Option<Streams>,
         payload: Arc<Vec<u8>>,
     ) -> Result<()> {
-        let Boot { ours, theirs, log, kept_log, head, along } =
-            Boot::new(worker, &request, streams.as_ref(), &payload)?;
+        let (ours, theirs) = fd::channel_pair()?;
+        let log = memfile::create("th-boot")?;
+        let kept_log = fd::duplicate(&log)?;
+        let Task { head, along } = Task::new(worker, &request, streams.as_ref(), &payload)?;
         let child = self.start_process(move || {
             let Request { command, env, cwd, .. } = &request;
             exec::spawn(command, env.as_deref(), cwd.as_deref(), theirs, streams.as_ref(), log)
@@ -350,40 +353,47 @@ impl Supervisor {
         payload: &Arc<Vec<u8>>,
     ) -> Result<()> {
         let interpreter = request.backend.is_subinterpreter().then(|| request.gil.plan().0);
+        let Task { head, along } = Task::new(worker, request, streams, payload)?;
         let mut again = true;
-        loop {
-            let Boot { ours, theirs, log, kept_log, head, along } =
-                Boot::new(worker, request, streams, payload)?;
-            let fds = zygote::Fds { channel: theirs, boot_log: log };
+        let blank = loop {
             let start = || {
                 let order = zygote_order(&request.spec, &request.preload)?;
                 self.start_zygote(request.command.clone(), order)
             };
-            match self.zygote.fork(&fds, interpreter, start) {
-                Ok(child) => {
-                    let process = Process::new(child, ours, kept_log);
-                    self.watch_fresh(worker, process, head, along, Arc::clone(payload));
-                    return Ok(());
-                }
+            match self.zygote.take(interpreter, start) {
+                Ok(blank) => break blank,
                 Err(Refusal::Lost(error)) if again => {
                     log::line(format_args!("the fork server was lost and is started again: {error}"));
                     again = false;
                 }
                 Err(Refusal::Lost(error) | Refusal::Fork(error)) => return Err(error),
             }
-        }
+        };
+        let process = Process::new(blank.child, blank.channel, blank.boot_log);
+        self.watch_fresh(worker, process, head, along, Arc::clone(payload));
+        self.zygote.refill(interpreter, blanks(request.blanks));
+        Ok(())
     }
 
-    /// Starts the zygote anew, so that it imports these modules, and waits until it is ready.
+    /// Starts the zygote anew, so that it imports these modules, and waits until it is ready. It makes its
+    /// first blanks meanwhile.
     ///
     /// # Errors
     /// When it does not start; interrupted, when a signal arrived meanwhile.
-    pub fn preload(&self, command: Vec<String>, spec: &serde_json::Value, modules: &[String]) -> Result<()> {
+    pub fn preload(
+        &self,
+        command: Vec<String>,
+        spec: &serde_json::Value,
+        modules: &[String],
+        asked: Option<usize>,
+    ) -> Result<()> {
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::state("tractor_host is shutting down: nothing can be preloaded any more"));
         }
         let order = zygote_order(spec, modules)?;
-        self.zygote.renew(&order, || self.start_zygote(command, order.clone()))
+        self.zygote.renew(&order, || self.start_zygote(command, order.clone()))?;
+        self.zygote.refill(None, blanks(asked));
+        Ok(())
     }
 
     /// The fork server.
@@ -422,6 +432,8 @@ impl Supervisor {
     ) {
         process.post_with_fds(head, along);
         process.post(payload);
+        // What there is no room for yet is sent by the supervisor's thread, which need not be waited for now.
+        process.flush();
         self.watch(worker, process);
     }
 
@@ -531,22 +543,15 @@ impl Reports for RunnerReports {
     }
 }
 
-/// What a process is started with that is told over its channel what to do.
-struct Boot {
-    ours: OwnedFd,
-    theirs: OwnedFd,
-    log: OwnedFd,
-    kept_log: OwnedFd,
+/// What a process is told over its channel.
+struct Task {
     head: Vec<u8>,
     /// Goes beside the head.
     along: Vec<OwnedFd>,
 }
 
-impl Boot {
+impl Task {
     fn new(worker: &Worker, request: &Request, streams: Option<&Streams>, payload: &[u8]) -> Result<Self> {
-        let (ours, theirs) = fd::channel_pair()?;
-        let log = memfile::create("th-boot")?;
-        let kept_log = fd::duplicate(&log)?;
         let stderr = match streams {
             Some(streams) => fd::duplicate(streams.stderr.as_fd())?,
             None => host_stream(rustix::stdio::stderr())?,
@@ -568,9 +573,18 @@ impl Boot {
         }
         let spec = ToWorker::Spec { spec: request.spec.clone(), contract: contract(worker, umask), roles };
         let head = message::encode(&spec, payload.len())?;
-        Ok(Self { ours, theirs, log, kept_log, head, along })
+        Ok(Self { head, along })
     }
 }
+
+/// How many blanks are kept ready of a kind.
+fn blanks(asked: Option<usize>) -> usize {
+    // A worker that has a fork server of its own does not spawn much, mostly, and there may be many of those.
+    asked.unwrap_or(if context::is_worker_process() { 0 } else { BLANKS })
+}
+
+/// The default: one after the other is what a single thread spawns.
+const BLANKS: usize = 1;
 
 /// What a zygote is told.
 fn zygote_order(spec: &serde_json::Value, modules: &[String]) -> Result<Vec<u8>> {

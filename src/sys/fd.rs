@@ -188,7 +188,8 @@ pub fn send_with_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) ->
 /// The operating system's; `UnexpectedEof` at the end of the stream.
 pub fn receive_with_fds(socket: impl AsFd) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-    let mut bytes = vec![0; 1 << 16];
+    // Small, as it is new memory for a process that has just been forked; and most messages are.
+    let mut bytes = [0; 1 << 12];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
@@ -201,14 +202,13 @@ pub fn receive_with_fds(socket: impl AsFd) -> std::io::Result<(Vec<u8>, Vec<Owne
     if received.bytes == 0 {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     }
-    bytes.truncate(received.bytes);
     let mut found = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
             found.extend(fds);
         }
     }
-    Ok((bytes, found))
+    Ok((bytes[..received.bytes].to_vec(), found))
 }
 
 /// A counter that is readable once [`raise`] has been called on it.

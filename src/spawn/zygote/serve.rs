@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use crate::error::{Error, Result};
 use crate::interp::attach::Token;
@@ -9,10 +10,11 @@ use crate::interp::call;
 use crate::interp::fork::fork_sibling;
 use crate::interp::subinterp::Gil;
 use crate::interp::template::Template;
+use crate::spawn::context;
 use crate::spawn::fork::BOOT_FAILED;
 use crate::spawn::request::bytes;
 use crate::sys::lock::lock;
-use crate::sys::{fd, log, process, procfs, signal};
+use crate::sys::{fd, log, process, procfs, signal, thread};
 use crate::wire::frame::{Decoder, Frame};
 use crate::wire::message::{self, FromZygote, PreloadFailure, ToZygote};
 
@@ -22,10 +24,14 @@ static SOCKET: Mutex<Option<OwnedFd>> = Mutex::new(None);
 static ORDER: Mutex<(serde_json::Value, Vec<PreloadFailure>)> =
     Mutex::new((serde_json::Value::Null, Vec::new()));
 
-/// Keeps for [`serve`] what it needs: the socket, and what `_zygote` is told.
-pub fn keep(socket: OwnedFd, order: serde_json::Value) {
+/// The pid of the host.
+static HOST: AtomicI32 = AtomicI32::new(0);
+
+/// Keeps for [`serve`] what it needs: the socket, what `_zygote` is told, and the host's pid.
+pub fn keep(socket: OwnedFd, order: serde_json::Value, host: i32) {
     *lock(&SOCKET) = Some(socket);
     lock(&ORDER).0 = order;
+    HOST.store(host, Ordering::Relaxed);
 }
 
 /// What `_zygote` is told; null in a process that is no zygote.
@@ -39,7 +45,7 @@ pub fn prepared(failures: Vec<PreloadFailure>) {
 }
 
 /// Says what could not be preloaded, then forks on order, for as long as the host is there. It returns
-/// in children only, which are as freshly started ones from then on: their channel is fd 0.
+/// in children only, which are blanks from then on.
 ///
 /// # Errors
 /// When this process is no zygote, or the host breaks the protocol; EMFILE.
@@ -67,7 +73,7 @@ pub fn serve(token: Token<'_>) -> Result<()> {
         let (reply, pidfd) = match forked {
             Ok(None) => {
                 drop(socket);
-                become_worker(fds, tomb);
+                become_blank(fds, tomb);
                 return Ok(());
             }
             Ok(Some((pid, pidfd))) => (FromZygote::Forked { pid, failures: take_failures() }, Some(pidfd)),
@@ -100,17 +106,21 @@ fn take_failures() -> Vec<PreloadFailure> {
     std::mem::take(&mut lock(&ORDER).1)
 }
 
-/// In the child: only what it was given is left open, where a fresh process would have it.
-fn become_worker(fds: Vec<OwnedFd>, tomb: OwnedFd) {
+/// In the child: only what it was given is left open, and all is done that can be without a task.
+fn become_blank(fds: Vec<OwnedFd>, tomb: OwnedFd) {
+    let host = HOST.load(Ordering::Relaxed);
+    process::die_with_parent(host);
+    thread::set_name(super::BLANK_NAME);
     let outcome = (|| {
-        let [channel, boot_log] = fds.as_slice() else {
-            return Err(Error::protocol(format!("{} descriptors came with an order to fork", fds.len())));
+        let Ok([channel, boot_log]) = <[OwnedFd; 2]>::try_from(fds) else {
+            return Err(Error::protocol("other than two descriptors came with an order to fork"));
         };
         fd::place(boot_log.as_fd(), 2)?;
-        fd::place(channel.as_fd(), 0)?;
         // What modules that were preloaded hold open.
-        let keep: Vec<RawFd> = fds.iter().chain([&tomb]).map(AsRawFd::as_raw_fd).collect();
-        fd::neutralise_inherited(tomb.as_fd(), &keep)
+        let keep: Vec<RawFd> = [&channel, &boot_log, &tomb].map(AsRawFd::as_raw_fd).to_vec();
+        fd::neutralise_inherited(tomb.as_fd(), &keep)?;
+        drop((boot_log, tomb));
+        context::become_blank(channel, host)
     })();
     if let Err(error) = outcome {
         log::line(format_args!("worker {} failed before it could say so: {error}", process::id()));
