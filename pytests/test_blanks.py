@@ -126,6 +126,15 @@ def test_a_worker_s_own_fork_server_keeps_none() -> None:
     assert spawn(nested).result(timeout=PATIENCE) == [6, 1]
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_many_are_spawned_at_once_by_one(count: int) -> None:
+    """Faster than they can be made: orders that nobody waits for, and those that somebody does, come together."""
+    with keeping(count):
+        for _ in range(3):
+            workers = [spawn(targets.give, index) for index in range(25)]
+            assert [worker.result(timeout=PATIENCE) for worker in workers] == list(range(25))
+
+
 def test_many_spawn_at_once() -> None:
     results: list[object] = []
 

@@ -430,8 +430,13 @@ impl Supervisor {
         along: Vec<OwnedFd>,
         payload: Arc<Vec<u8>>,
     ) {
-        process.post_with_fds(head, along);
-        process.post(payload);
+        // What the process takes in with one read wakes it once.
+        if head.len() + payload.len() <= fd::AT_ONCE {
+            process.post_with_fds([&head[..], &payload[..]].concat(), along);
+        } else {
+            process.post_with_fds(head, along);
+            process.post(payload);
+        }
         // What there is no room for yet is sent by the supervisor's thread, which need not be waited for now.
         process.flush();
         self.watch(worker, process);

@@ -7,12 +7,13 @@
 //! Some children are ordered before anybody wants them (see [`pool`]): a spawn takes one that is ready, and
 //! orders the next one when the task is on its way. The zygote's answer is taken in by the next spawn.
 
+pub mod inbox;
 pub mod pool;
 pub mod serve;
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -25,8 +26,8 @@ use crate::interp::subinterp::Gil;
 use crate::sys::lock::lock;
 use crate::sys::process::Child;
 use crate::sys::{fd, log, memfile, process, procfs, thread};
-use crate::wire::frame::{Decoder, Frame};
 use crate::wire::message::{self, FromZygote, PreloadFailure, ToZygote};
+use inbox::Inbox;
 use pool::{Blank, Order, Pool};
 
 /// How long the zygote may take to import what it preloads.
@@ -126,9 +127,8 @@ impl State {
 #[derive(Debug)]
 struct Running {
     started: Started,
-    decoder: Decoder,
-    /// What it has said and nobody has heard, with what came beside it.
-    said: VecDeque<(Frame, Vec<OwnedFd>)>,
+    /// What it has said.
+    inbox: Inbox,
     ready: bool,
     /// The names of its threads, if it has too many to fork.
     threads: Vec<String>,
@@ -185,7 +185,7 @@ impl Zygote {
         if let Some(zygote) = &mut self.lock().running {
             // Nobody waits for these. What is in the way (no descriptor, no memory, a dead zygote) is told to
             // the next spawn that finds no blank, if it is still in the way then.
-            while zygote.pool.count(interpreter) < wanted && zygote.order(interpreter).is_ok() {}
+            while zygote.pool.count(interpreter) < wanted && zygote.order(interpreter, true).is_ok() {}
         }
     }
 
@@ -294,8 +294,7 @@ impl Running {
     fn new(started: Started) -> Self {
         Self {
             started,
-            decoder: Decoder::new(),
-            said: VecDeque::new(),
+            inbox: Inbox::default(),
             ready: false,
             threads: Vec::new(),
             interpreters: Vec::new(),
@@ -362,7 +361,7 @@ impl Running {
             // One that could not be forked: nobody waits for it.
             let _ = self.hear(failures).map_err(Refusal::Lost)?;
         }
-        let mut ordered = false;
+        let (mut ordered, mut hurried) = (false, false);
         loop {
             while let Some(blank) = self.pool.take(interpreter) {
                 // One that was forked for this very call is its worker, whatever has become of it.
@@ -378,8 +377,11 @@ impl Running {
                 return Ok(blank);
             }
             if self.pool.expected(interpreter) == 0 {
-                self.order(interpreter)?;
+                self.order(interpreter, false)?;
                 ordered = true;
+            } else if !hurried {
+                self.tell(&ToZygote::Hurry, &[]).map_err(Refusal::Lost)?;
+                hurried = true;
             }
             let failed = self.hear(failures).map_err(Refusal::Lost)?;
             // One that was ordered earlier may have failed for what is over by now.
@@ -393,23 +395,27 @@ impl Running {
     }
 
     /// Asks for one more child.
-    fn order(&mut self, interpreter: Option<Gil>) -> Result<(), Refusal> {
+    fn order(&mut self, interpreter: Option<Gil>, at_leisure: bool) -> Result<(), Refusal> {
         let (order, fds) = Order::new(interpreter)?;
-        let bytes = message::encode(&ToZygote::Fork { interpreter }, 0)?;
         let along = [&fds.channel, &fds.boot_log].map(AsFd::as_fd);
-        // There is room in the socket for more than are ever ordered at a time, or the zygote is gone.
-        match fd::send_with_fds(&self.started.socket, &bytes, &along) {
-            Ok(count) if count == bytes.len() => {}
-            Ok(_) => return Err(Refusal::Lost(Error::state("the fork server takes no more orders"))),
-            Err(errno) => return Err(Refusal::Lost(Error::os("reach the fork server", errno))),
-        }
+        self.tell(&ToZygote::Fork { interpreter, at_leisure }, &along).map_err(Refusal::Lost)?;
         self.pool.expect(order);
         Ok(())
     }
 
+    fn tell(&self, message: &ToZygote, along: &[BorrowedFd<'_>]) -> Result<()> {
+        let bytes = message::encode(message, 0)?;
+        // There is room in the socket for more than is ever said at a time, or the zygote is gone.
+        match fd::send_with_fds(&self.started.socket, &bytes, along) {
+            Ok(count) if count == bytes.len() => Ok(()),
+            Ok(_) => Err(Error::state("the fork server takes no more orders")),
+            Err(errno) => Err(Error::os("reach the fork server", errno)),
+        }
+    }
+
     /// Whether it has said something that nobody has heard.
     fn has_answered(&self) -> bool {
-        if !self.said.is_empty() {
+        if !self.inbox.is_empty() {
             return true;
         }
         let mut readable = [PollFd::new(&self.started.socket, PollFlags::IN)];
@@ -458,9 +464,9 @@ impl Running {
     }
 
     /// The next message and what came beside it.
-    fn receive(&mut self, deadline: Instant, interruptible: bool) -> Result<(Frame, Vec<OwnedFd>)> {
+    fn receive(&mut self, deadline: Instant, interruptible: bool) -> Result<inbox::Message> {
         loop {
-            if let Some(said) = self.said.pop_front() {
+            if let Some(said) = self.inbox.next_message()? {
                 return Ok(said);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -474,17 +480,8 @@ impl Running {
                 Ok(_) => {}
                 Err(errno) => return Err(Error::os("wait for the fork server", errno)),
             }
-            match fd::receive_with_fds(&self.started.socket) {
-                Ok((bytes, fds)) => {
-                    self.decoder.push(&bytes);
-                    while let Some(frame) = self.decoder.next_frame()? {
-                        self.said.push_back((frame, Vec::new()));
-                    }
-                    // The kernel reads on through messages without descriptors, and stops behind one with some.
-                    if let Some((_, beside)) = self.said.back_mut() {
-                        *beside = fds;
-                    }
-                }
+            match self.inbox.read(&self.started.socket) {
+                Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(Error::os("hear from the fork server (it has ended)", error)),
             }

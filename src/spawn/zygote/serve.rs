@@ -4,6 +4,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use rustix::event::{PollFd, PollFlags};
+use rustix::thread::Timespec;
+
+use super::inbox::{Inbox, Message};
 use crate::error::{Error, Result};
 use crate::interp::attach::Token;
 use crate::interp::call;
@@ -15,7 +19,6 @@ use crate::spawn::fork::BOOT_FAILED;
 use crate::spawn::request::bytes;
 use crate::sys::lock::lock;
 use crate::sys::{fd, log, process, procfs, signal, thread};
-use crate::wire::frame::{Decoder, Frame};
 use crate::wire::message::{self, FromZygote, PreloadFailure, ToZygote};
 
 /// The zygote's end of its socket, from its first steps until it serves.
@@ -54,7 +57,7 @@ pub fn serve(token: Token<'_>) -> Result<()> {
     // Its end is that of the socket; a child unblocks what it needs.
     signal::block_all();
     let tomb = fd::tomb()?;
-    let mut decoder = Decoder::new();
+    let mut inbox = Inbox::default();
     let mut templates: Vec<Template> = Vec::new();
     let mut threads = procfs::thread_names().unwrap_or_default();
     if threads.len() == 1 {
@@ -62,8 +65,16 @@ pub fn serve(token: Token<'_>) -> Result<()> {
     }
     say(&socket, &FromZygote::Ready { failures: take_failures(), threads }, None)?;
     loop {
-        let Some((frame, fds)) = next(&socket, &mut decoder)? else { process::exit_now(0) };
-        let ToZygote::Fork { interpreter } = message::decode(&frame, "an order to fork")?;
+        let Some((frame, fds)) = next(&socket, &mut inbox)? else { process::exit_now(0) };
+        let interpreter = match message::decode(&frame, "an order to fork")? {
+            ToZygote::Hurry => continue,
+            ToZygote::Fork { interpreter, at_leisure } => {
+                if at_leisure {
+                    wait_for_more(&socket, &inbox);
+                }
+                interpreter
+            }
+        };
         let forked = match interpreter {
             None => fork_sibling(token, None),
             Some(gil) => {
@@ -138,18 +149,27 @@ fn say(socket: &OwnedFd, message: &FromZygote, pidfd: Option<&OwnedFd>) -> Resul
     sent.map_err(|error| Error::os("answer the host", error))
 }
 
+/// How long it waits with what nobody waits for: a worker that was just given its task needs the processors more.
+const LEISURE: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+
+/// Waits for leisure, or until the host has something to say.
+fn wait_for_more(socket: &OwnedFd, inbox: &Inbox) {
+    if !inbox.is_empty() {
+        return;
+    }
+    let mut readable = [PollFd::new(socket, PollFlags::IN)];
+    // Whatever it says, or fails with: what was ordered is made now.
+    let _ = rustix::event::poll(&mut readable, Some(&LEISURE));
+}
+
 /// The next order and what came beside it; `None` when the host is gone.
-fn next(socket: &OwnedFd, decoder: &mut Decoder) -> Result<Option<(Frame, Vec<OwnedFd>)>> {
-    let mut fds = Vec::new();
+fn next(socket: &OwnedFd, inbox: &mut Inbox) -> Result<Option<Message>> {
     loop {
-        if let Some(frame) = decoder.next_frame()? {
-            return Ok(Some((frame, fds)));
+        if let Some(message) = inbox.next_message()? {
+            return Ok(Some(message));
         }
-        match fd::receive_with_fds(socket) {
-            Ok((bytes, more)) => {
-                decoder.push(&bytes);
-                fds.extend(more);
-            }
+        match inbox.read(socket) {
+            Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
             Err(error) => return Err(Error::os("read an order", error)),
