@@ -62,12 +62,13 @@ def signalled_backend(request: pytest.FixtureRequest) -> str:
 
 def owned() -> dict[str, Any]:
     """What this process owns just now that a test could leak."""
+    # The fork server and its blanks stay; a test may have had them replaced.
+    stays = _native.fork_server_owns()
     found = _native.resources()
     return {
-        "fds": {fd: _link(fd) for fd in found["fds"]},
+        "fds": {fd: _link(fd) for fd in found["fds"] if fd not in stays["fds"]},
         "threads": found["threads"],
-        # The fork server stays; a test may have had it replaced.
-        "children": [pid for pid in found["children"] if pid != _native.fork_server()],
+        "children": [pid for pid in found["children"] if pid not in stays["processes"]],
         "interpreters": sorted(id for id, _ in _interpreters.list_all()),
         "shm": sorted(os.listdir("/dev/shm")),
         "workers": [info["name"] for info in _native.workers()],
@@ -79,7 +80,7 @@ def _link(fd: int) -> str:
         link = os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
         return "(closed)"
-    # Sockets are numbered, and that of the fork server may be another one by now.
+    # Sockets are numbered.
     return link.partition(":")[0] if link.startswith("socket:") else link
 
 

@@ -25,13 +25,31 @@ def importable() -> dict[str, str]:
 
 
 def resources() -> dict[str, Any]:
-    """What this process owns; its fds by what they are."""
+    """What this process owns, but for the fork server and its blanks; its fds by what they are."""
+    stays = _native.fork_server_owns()
     found = _native.resources()
     fds = {}
     for fd in found["fds"]:
         with suppress(OSError):  # the one that was used to look
-            fds[fd] = os.readlink(f"/proc/self/fd/{fd}")
-    return {**found, "fds": fds}
+            if fd not in stays["fds"]:
+                fds[fd] = os.readlink(f"/proc/self/fd/{fd}")
+    children = [pid for pid in found["children"] if pid not in stays["processes"]]
+    return {**found, "fds": fds, "children": children}
+
+
+def blanks() -> list[int]:
+    """The pids of the idle processes that the fork server keeps ready, once it has made all that it was asked for."""
+    return _native.fork_server_owns()["processes"][1:]
+
+
+@contextmanager
+def keeping(count: int, modules: Iterable[str] = ()) -> Iterator[None]:
+    """Has a new fork server that keeps so many blanks ready."""
+    th.preload(modules, blanks=count)
+    try:
+        yield
+    finally:
+        th.preload([])
 
 
 def until_same(look: Callable[[], Any], before: Any) -> Any:

@@ -269,7 +269,9 @@ def test_a_module_that_starts_a_thread_is_refused_by_name(
     # Nothing has changed.
     assert spawn("os:getpid").result(timeout=PATIENCE)
     monkeypatch.setenv("TRACTOR_HOST_PRELOAD", "threaded")
-    _native.fork_server() and os.kill(_native.fork_server(), signal.SIGKILL)
+    before = server()
+    os.kill(before, signal.SIGKILL)
+    assert pid_is_gone(before)
     with pytest.raises(RuntimeError, match=r"the fork server has 2 threads \(th-zygote, lingers\)"):
         spawn("os:getpid")
 
@@ -322,11 +324,12 @@ def test_signals_that_can_be_caught_do_not_concern_it() -> None:
 
 
 def test_a_server_that_is_stopped_is_replaced() -> None:
-    before = server()
-    os.kill(before, signal.SIGSTOP)
-    assert spawn(targets.add, 1, 2).result(timeout=PATIENCE) == 3
-    assert server() != before
-    assert not os.path.exists(f"/proc/{before}")
+    with helpers.keeping(0):
+        before = server()
+        os.kill(before, signal.SIGSTOP)
+        assert spawn(targets.add, 1, 2).result(timeout=PATIENCE) == 3
+        assert server() != before
+        assert not os.path.exists(f"/proc/{before}")
 
 
 def test_it_dies_again_and_again_while_many_spawn() -> None:
@@ -496,24 +499,16 @@ def test_a_server_that_is_fed_garbage_is_replaced(garbage: str, program: Callabl
     ended = program(
         f"""
         import os
-        import helpers
         import tractor_host as th
+        from conftest import pid_is_gone
         from tractor_host import _native
-
-        def sockets():
-            links = {{}}
-            for fd in os.listdir("/proc/self/fd"):
-                try:
-                    links[int(fd)] = os.readlink(f"/proc/self/fd/{{fd}}")
-                except FileNotFoundError:  # it was for the list
-                    continue
-            return [fd for fd, link in links.items() if link.startswith("socket:")]
 
         th.spawn("os:getpid").result(timeout=30)
         server = _native.fork_server()
-        # That of the worker is closed.
-        helpers.until(lambda: len(sockets()) == 1)
-        os.write(sockets()[0], {garbage})
+        own = _native.fork_server_owns()["fds"][:3]
+        (socket,) = (fd for fd in own if os.readlink(f"/proc/self/fd/{{fd}}").startswith("socket:"))
+        os.write(socket, {garbage})
+        assert pid_is_gone(server)
         for _ in range(2):
             print(th.spawn("math:factorial", 5).result(timeout=30), _native.fork_server() != server)
         """

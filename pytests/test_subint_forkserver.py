@@ -15,7 +15,7 @@ import targets
 import tractor_host as th
 from conftest import PATIENCE, pid_is_gone
 from helpers import children_of, ready, until
-from tractor_host import testing
+from tractor_host import _native, testing
 
 Gil = Literal["shared", "own"]
 BACKEND = "subint_forkserver"
@@ -126,6 +126,9 @@ def test_stuck_code_ends_by_the_ladder_of_subinterpreters(
         "tractor_host.testing:stuck", shape, variant, backend=BACKEND, gil=gil, stdio="pipe", ladder=ladder
     ) as worker:
         testing.wait_ready(worker)
+        if shape in ENDINGS:
+            # Its target must be over first, which comes after what it has written.
+            until(lambda: _native.outcome(worker.id) is not None, "a target's value")
         found = worker.kill()
     if shape in ENDINGS:
         # The target is over; and its interpreter is not ended, but its process.

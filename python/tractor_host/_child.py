@@ -62,8 +62,48 @@ def exec_main() -> None:
         from tractor_host import _zygote
 
         _zygote.main()
+        _prepare_blank()
         _native.child_enter()
     main()
+
+
+#: What `_prepare_blank` has done.
+_is_prepared = False
+#: What the environment of a blank is, as in a specification.
+_environment: str | None = None
+
+
+def _prepare_blank() -> None:
+    """In a child of the fork server that has no task yet: does what does not depend on one, and rehearses
+    the rest. What is written to for the first time after a fork must be copied, and code that is run must be
+    mapped; most of that is done by then."""
+    global _is_prepared, _environment
+    import os
+    import signal
+
+    _open_own_stdio()
+    _prepare_process()
+    _is_prepared = True
+    environment = b"\0".join([key + b"=" + value for key, value in os.environb.items()]).decode("latin-1")
+    spec = {
+        "wall": "forkserver",
+        "runtime": None,
+        "caller": None,
+        "argv": [os.fsencode(text).decode("latin-1") for text in sys.argv],
+        "path": [os.fsencode(text).decode("latin-1") for text in sys.path],
+        "env": environment,
+        "main": None,
+    }
+    spec = _native.child_rehearse(spec)
+    _prepare(spec)
+    _, reference, args, kwargs = pickle.loads(pickle.dumps(("name", "os:getpid", (), {}), 5))
+    target = _find(reference)
+    _runner(spec, target)
+    _dump(target(*args, **kwargs))
+    _flush()
+    _environment = environment
+    # Until it has a task, a SIGINT ends it as any other signal does.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def cancel() -> None:
@@ -111,7 +151,11 @@ def _prepare(spec: dict[str, Any]) -> None:
         if wall == "fork":
             _leave_the_parent_behind()
         if wall != "exec":
-            _open_own_stdio()
+            if _is_prepared:
+                # What it is was not known before.
+                _set_stream("stdout", 1, "surrogateescape")
+            else:
+                _open_own_stdio()
             if spec["env"] is not None:
                 _replace_environment(spec["env"])
         if wall != "subint_forkserver":
@@ -147,10 +191,13 @@ def _open_own_stdio() -> None:
     _open_stdio([1, 2])
 
 
-def _replace_environment(env: list[list[str]]) -> None:
+def _replace_environment(env: str) -> None:
     import os
 
-    wanted = {_fs_decode(key): _fs_decode(value) for key, value in env}
+    if env == _environment:
+        return
+    pairs = [pair.partition("=") for pair in env.split("\0") if pair]
+    wanted = {_fs_decode(key): _fs_decode(value) for key, _, value in pairs}
     if os.environ == wanted:
         return
     zone = os.environ.get("TZ")
@@ -172,6 +219,8 @@ def _prepare_process() -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if _is_prepared:
+        return
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     signal.signal(_cancel_signal(), _on_cancel_signal)
@@ -202,13 +251,17 @@ def _open_stdio(fds: list[int] | None) -> None:
     # The fds are only lent: nobody but their owner closes them. (A stream that owns its fd also warns
     # when it is dropped unclosed; as the last thing that happens in an interpreter with a GIL of its
     # own, that leaks all of its memory.)
+    _set_stream("stdout", fds[0], "surrogateescape")
+    _set_stream("stderr", fds[1], "backslashreplace")
+
+
+def _set_stream(name: str, fd: int, errors: str) -> None:
     encoding = getattr(sys.__stdout__, "encoding", None) or "utf-8"
-    for name, fd, errors in (("stdout", fds[0], "surrogateescape"), ("stderr", fds[1], "backslashreplace")):
-        # Open for as long as the interpreter lives: it is its standard stream.
-        stream = open(fd, "w", encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
-        stream.reconfigure(line_buffering=name == "stderr" or stream.isatty())
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
+    # Open for as long as the interpreter lives: it is its standard stream.
+    stream = open(fd, "w", encoding=encoding, errors=errors, closefd=False)  # noqa: SIM115
+    stream.reconfigure(line_buffering=name == "stderr" or stream.isatty())
+    setattr(sys, name, stream)
+    setattr(sys, f"__{name}__", stream)
 
 
 def _fs_decode(text: str) -> str:
@@ -423,6 +476,10 @@ def _wind_up(is_process: bool) -> None:
     import atexit
 
     atexit._run_exitfuncs()
+    _flush()
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

@@ -135,10 +135,10 @@ def spawn(
         "env": None,
         "main": main,
     }
-    if wall == "fork":
-        spec["env"] = environment
-    elif wall in _ZYGOTE:
-        spec["env"] = _environment() if environment is None else environment
+    if wall in _ZYGOTE and environment is None:
+        spec["env"] = _environment()
+    elif environment is not None and wall in ("fork", *_ZYGOTE):
+        spec["env"] = "\0".join([f"{key}={value}" for key, value in environment])
     request = {
         "name": name,
         "backend": wall,
@@ -155,6 +155,7 @@ def spawn(
         "promote": bool(promote),
         "command": _command() if wall == "exec" or wall in _ZYGOTE else [],
         "preload": _modules_to_preload(_preloads) if wall in _ZYGOTE else [],
+        "blanks": _blanks(_asked_blanks) if wall in _ZYGOTE else None,
         "spec": spec,
     }
     _end_workers_at_exit()
@@ -169,7 +170,7 @@ def spawn(
     return worker
 
 
-def preload(modules: Iterable[str]) -> None:
+def preload(modules: Iterable[str], *, blanks: int | None = None) -> None:
     """Starts the fork server anew, with modules that it imports once for all workers to come.
 
     Workers that are there are not touched. `$TRACTOR_HOST_PRELOAD`, a comma-separated list, names modules
@@ -178,13 +179,17 @@ def preload(modules: Iterable[str]) -> None:
     Args:
         modules: Their names, in the place of those that an earlier call named. What they import must start
             no thread, which a fork would not copy.
+        blanks: How many idle processes the fork server keeps ready for workers to come, of each kind that
+            is spawned; 0 for none, at most 64. By default `$TRACTOR_HOST_BLANKS`, else 1, in a worker 0.
 
     Raises:
+        TypeError, ValueError: An argument can't be right, or `$TRACTOR_HOST_BLANKS`.
         ImportError: One of them could not be imported; its traceback is in the text. The fork server runs
             without it.
         OSError, RuntimeError: The fork server could not be started.
     """
-    global _preloads
+    global _preloads, _asked_blanks
+    count = _blanks(blanks)
     if isinstance(modules, str):
         raise TypeError("preload takes a list of module names, not one name")
     names = tuple(modules)
@@ -194,9 +199,9 @@ def preload(modules: Iterable[str]) -> None:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"no module can be called {name!r}")
     spec = {"path": _sys_path(), "argv": list(map(fs_text, sys.argv))}
-    _native.preload(_command(), _modules_to_preload(names), spec)
+    _native.preload(_command(), _modules_to_preload(names), spec, count)
     _end_workers_at_exit()
-    _preloads = names
+    _preloads, _asked_blanks = names, blanks
     failures = _native.preload_failures()
     if failures:
         texts = "\n".join(traceback for _, traceback in failures)
@@ -206,6 +211,25 @@ def preload(modules: Iterable[str]) -> None:
 
 #: What `preload` was given last.
 _preloads: tuple[str, ...] = ()
+_asked_blanks: int | None = None
+#: The most blanks that can be asked for.
+_MOST_BLANKS: Final = 64
+
+
+def _blanks(asked: int | None) -> int | None:
+    """How many blanks to keep ready: as asked, as in the environment, or `None` for the default."""
+    if asked is None:
+        text = os.environ.get("TRACTOR_HOST_BLANKS", "").strip()
+        if not text:
+            return None
+        if not (text.isascii() and text.isdecimal() and len(text) < 4 and int(text) <= _MOST_BLANKS):
+            raise ValueError(f"TRACTOR_HOST_BLANKS must be a number from 0 to {_MOST_BLANKS}, not {text!r}")
+        return int(text)
+    if isinstance(asked, bool) or not isinstance(asked, int):
+        raise TypeError(f"blanks must be an int, not {type(asked).__name__}")
+    if not 0 <= asked <= _MOST_BLANKS:
+        raise ValueError(f"blanks must be from 0 to {_MOST_BLANKS}, not {asked}")
+    return asked
 
 
 def _modules_to_preload(names: tuple[str, ...]) -> list[str]:
@@ -216,8 +240,9 @@ def _modules_to_preload(names: tuple[str, ...]) -> list[str]:
     return list(modules)
 
 
-def _environment() -> list[list[str]]:
-    return [[key.decode("latin-1"), value.decode("latin-1")] for key, value in os.environb.items()]
+def _environment() -> str:
+    """That of this process, as `_child` takes it."""
+    return b"\0".join([key + b"=" + value for key, value in os.environb.items()]).decode("latin-1")
 
 
 def rungs(backend: str | None = None) -> dict[str, str | None]:
@@ -255,6 +280,7 @@ class Statistics:
         returned, raised, cancelled, killed, signalled, exited, abandoned: How the others ended.
         quarantined: Abandoned workers that are still there.
         reclaimed: Abandoned workers that ended after all.
+        blanks: Idle processes that are kept ready for workers to come, just now.
     """
 
     spawned: int
@@ -268,6 +294,7 @@ class Statistics:
     abandoned: int
     quarantined: int
     reclaimed: int
+    blanks: int
 
 
 def statistics() -> Statistics:

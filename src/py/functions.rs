@@ -173,14 +173,16 @@ native!(Rungs, "rungs", ("backend"), waits: false,
     });
     Ok(Json::Array(found.unwrap_or_default()).into())
 });
-native!(Preload, "preload", ("command", "modules", "spec"), waits: true,
-"Start the fork server anew, by `command`, and wait until it is ready.",
+native!(Preload, "preload", ("command", "modules", "spec", "blanks"), waits: true,
+"Start the fork server anew, by `command`, wait until it is ready, and have it make so many blanks (None: a few).",
 |_, args| {
     let strings = |index| -> Result<Vec<String>> {
         serde_json::from_value(json(args, index)?.clone())
             .map_err(|error| Error::invalid(format!("argument {} must be strings: {error}", index + 1)))
     };
-    Supervisor::get()?.preload(strings(0)?, json(args, 2)?, &strings(1)?)?;
+    let blanks = serde_json::from_value(json(args, 3)?.clone())
+        .map_err(|error| Error::invalid(format!("no number of blanks: {error}")))?;
+    Supervisor::get()?.preload(strings(0)?, json(args, 2)?, &strings(1)?, blanks)?;
     Ok(Value::NONE)
 });
 native!(PreloadFailures, "preload_failures", (), waits: false,
@@ -193,6 +195,13 @@ native!(PreloadFailures, "preload_failures", (), waits: false,
 native!(ForkServer, "fork_server", (), waits: true,
     "The pid of the fork server, or None. Waits for a spawn that it is busy with.",
     |_, _| Ok(json!(Supervisor::existing()?.and_then(|supervisor| supervisor.zygote().pid())).into()));
+native!(ForkServerOwns, "fork_server_owns", (), waits: true,
+"The pids of the fork server and its idle children, and the fds of this process that it takes to keep them. Waits \
+ for what the fork server is busy with.",
+|_, _| {
+    let (processes, fds) = Supervisor::existing()?.map_or_else(Default::default, |supervisor| supervisor.zygote().belongings());
+    Ok(json!({ "processes": processes, "fds": fds }).into())
+});
 native!(ZygoteOrder, "zygote_order", (), waits: false,
     "What this process, a fork server, was told to import.",
     |_, _| Ok(serve::order().into()));
@@ -214,6 +223,9 @@ native!(ChildEnter, "child_enter", (), waits: true,
     "In a fresh process whose fd 0 is a supervisor's channel: become its worker, or its fork server. Whether it \
      is that.",
     |_, _| Ok(context::enter_fresh()?.into()));
+native!(ChildRehearse, "child_rehearse", ("spec"), waits: false,
+    "In an idle child of a fork server: take in a task like this one. Returns what `child_spec` would.",
+    |_, args| Ok(context::rehearse(json(args, 0)?.clone())?.into()));
 native!(ChildSpec, "child_spec", (), waits: false,
     "What this interpreter, a worker, was asked to do.",
     |call, _| Ok(context::current(call.interpreter)?.spec().into()));
@@ -293,10 +305,12 @@ pub(super) fn table() -> Table {
         .with::<Preload>()
         .with::<PreloadFailures>()
         .with::<ForkServer>()
+        .with::<ForkServerOwns>()
         .with::<ZygoteOrder>()
         .with::<ZygotePrepared>()
         .with::<ZygoteServe>()
         .with::<ChildEnter>()
+        .with::<ChildRehearse>()
         .with::<ChildSpec>()
         .with::<ChildPayload>()
         .with::<ChildStdio>()

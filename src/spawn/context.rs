@@ -11,13 +11,15 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 
 use super::Reports;
+use super::zygote::{BLANK_NAME, serve};
 use crate::error::{Error, Result};
 use crate::interp::attach::Token;
 use crate::interp::door::Door;
 use crate::interp::rungs::pressure::Pressure;
+use crate::sys::event::Slot;
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
-use crate::sys::{fd, process, thread, tree};
+use crate::sys::{fd, process, signal, thread, tree};
 use crate::wire::frame::{Decoder, Frame};
 use crate::wire::message::{self, Contract, FromWorker, Role, ToWorker, Wish};
 
@@ -328,33 +330,126 @@ pub(super) fn forget(interpreter: i64) -> bool {
     })
 }
 
-/// The first steps of a process that was started with a supervisor's channel as fd 0: reads what to be,
+/// What a process needs to live as a worker, whatever its task is.
+struct Readiness {
+    /// Readable once the supervisor has ended.
+    parent: OwnedFd,
+    /// A thread that waits for what it is to hear from, and for what it is to tell.
+    listener: Arc<Slot<(Reader, Arc<Door>)>>,
+}
+
+impl Readiness {
+    /// Makes this process die with its supervisor, whose pid is `parent`, and ready to be told what to do.
+    fn make(parent: i32) -> Result<Self> {
+        process::die_with_parent(parent);
+        process::lead_own_group()?;
+        process::be_subreaper()?;
+        let parent = process::parent_fd(parent)?;
+        let listener = Arc::<Slot<(Reader, Arc<Door>)>>::default();
+        let slot = Arc::clone(&listener);
+        thread::spawn_deaf("th-channel", move || {
+            if let Some((reader, door)) = slot.take(None) {
+                listen(reader, &door);
+            }
+        })
+        .map_err(|error| Error::os("start the thread that reads the channel", error))?;
+        Ok(Self { parent, listener })
+    }
+}
+
+/// In a child of a zygote: what it begins with once it is told what to do.
+static BLANK: Mutex<Option<(OwnedFd, Readiness)>> = Mutex::new(None);
+
+/// The first steps of a zygote's child: all that does not depend on its task.
+///
+/// # Errors
+/// EAGAIN, EMFILE.
+pub(super) fn become_blank(channel: OwnedFd, parent: i32) -> Result<()> {
+    let readiness = Readiness::make(parent)?;
+    *lock(&BLANK) = Some((channel, readiness));
+    Ok(())
+}
+
+/// In a blank: takes in a task as it will be taken in, of which nothing is kept but what `_child` would be asked
+/// to do. What is written to then is this process's own memory by now, and what is run is mapped.
+///
+/// # Errors
+/// EMFILE; when this process is none.
+pub fn rehearse(spec: serde_json::Value) -> Result<serde_json::Value> {
+    if lock(&BLANK).is_none() {
+        return Err(Error::state("this process is not a fork server's idle child"));
+    }
+    let (supervisor, worker) = fd::channel_pair()?;
+    let contract = Contract { name: BLANK_NAME.into(), parent: 0, umask: None, apart: false };
+    let roles = vec![Role::Stdout, Role::Stderr, Role::Directory];
+    let task = message::encode(&ToWorker::Spec { spec, contract, roles }, 1)?;
+    let stdout = rustix::stdio::stdout();
+    let failed = |error: std::io::Error| Error::os("rehearse", error);
+    fd::send_with_fds(&supervisor, &task, &[stdout; 3]).map_err(|errno| failed(errno.into()))?;
+    fd::write_all(&supervisor, b"x").map_err(failed)?;
+    let (_, fds, frame) = first_message(&worker).map_err(failed)??;
+    drop(fds);
+    match message::decode(&frame, "what was sent")? {
+        ToWorker::Spec { spec, .. } => Ok(spec),
+        other => Err(Error::protocol(format!("a task has become {other:?}"))),
+    }
+}
+
+/// The first message on a channel, what came beside it, and who reads on.
+fn first_message(channel: &OwnedFd) -> std::io::Result<Result<(Reader, Vec<OwnedFd>, Frame)>> {
+    let (first, fds) = fd::receive_with_fds(channel)?;
+    Ok((|| {
+        let mut reader = Reader::new(fd::duplicate(channel)?);
+        reader.decoder.push(&first);
+        let frame = reader.next()?.ok_or_else(|| Error::protocol("the supervisor closed the channel"))?;
+        Ok((reader, fds, frame))
+    })())
+}
+
+/// Reads what to be, as a zygote's child or as a process that was started with a supervisor's channel as fd 0,
 /// and keeps the promises of the contract. Whether it is to be a zygote, and no worker.
 ///
 /// # Errors
 /// When fd 0 is not a supervisor's channel.
 pub fn enter_fresh() -> Result<bool> {
-    let channel = fd::adopt_inherited(0)?;
-    let null = fd::open("/dev/null".as_ref(), rustix::fs::OFlags::RDWR)?;
-    fd::place(null.as_fd(), 0)?;
-    let (first, fds) = fd::receive_with_fds(&channel).map_err(|error| {
-        Error::os("read from the supervisor; --child is for tractor-host's own use", error)
-    })?;
-    let mut reader = Reader::new(fd::duplicate(&channel)?);
-    reader.decoder.push(&first);
-    let frame = reader.next()?.ok_or_else(|| Error::protocol("the supervisor closed the channel"))?;
-    crate::sys::signal::stop_ignoring();
-    crate::sys::signal::unblock_all();
+    let blank = lock(&BLANK).take();
+    let is_blank = blank.is_some();
+    let (channel, readiness) = if let Some((channel, readiness)) = blank {
+        (channel, Some(readiness))
+    } else {
+        let channel = fd::adopt_inherited(0)?;
+        let null = fd::open("/dev/null".as_ref(), rustix::fs::OFlags::RDWR)?;
+        fd::place(null.as_fd(), 0)?;
+        (channel, None)
+    };
+    // From here on a signal that is meant for it, or sent to it by mistake, ends a blank.
+    signal::stop_ignoring();
+    signal::unblock_all();
+    let (reader, fds, frame) = match first_message(&channel) {
+        Ok(received) => received?,
+        // Nobody has use for it.
+        Err(_) if is_blank => process::exit_now(process::ORPHANED),
+        Err(error) => {
+            let doing = "read from the supervisor; --child is for tractor-host's own use";
+            return Err(Error::os(doing, error));
+        }
+    };
     match message::decode(&frame, "what to be")? {
         ToWorker::Spec { spec, contract, roles } => {
             let stderr = take_places(&roles, fds)?;
-            enter_process(&contract, spec, frame.payload.into(), channel, stderr, reader)?;
+            let readiness = match readiness {
+                Some(readiness) => readiness,
+                None => Readiness::make(contract.parent)?,
+            };
+            enter_process(readiness, &contract, spec, frame.payload.into(), channel, stderr, reader)?;
             Ok(false)
         }
         ToWorker::Template { spec, preload, contract } => {
-            keep(&contract)?;
+            process::die_with_parent(contract.parent);
+            process::lead_own_group()?;
+            keep(&contract);
             let order = serde_json::json!({ "spec": spec, "preload": preload });
-            super::zygote::serve::keep(channel, order);
+            serve::keep(channel, order, contract.parent);
             Ok(true)
         }
         _ => Err(Error::protocol("told something else before what to be")),
@@ -379,19 +474,16 @@ fn take_places(roles: &[Role], fds: Vec<OwnedFd>) -> Result<OwnedFd> {
     stderr.ok_or_else(|| Error::protocol("the supervisor sent no stderr"))
 }
 
-/// Keeps the promises of the contract.
-fn keep(contract: &Contract) -> Result<()> {
-    process::die_with_parent(contract.parent);
-    process::lead_own_group()?;
+/// Keeps the promises of the contract that concern the task.
+fn keep(contract: &Contract) {
     thread::set_name(&contract.name);
     if let Some(mask) = contract.umask {
         process::set_umask(mask);
     }
-    Ok(())
 }
 
-/// The first steps that every worker process has in common.
-pub(super) fn enter_process(
+/// The first steps of a process that was forked from its supervisor's.
+pub(super) fn enter_fork(
     contract: &Contract,
     spec: serde_json::Value,
     payload: Arc<Vec<u8>>,
@@ -399,9 +491,21 @@ pub(super) fn enter_process(
     stderr: OwnedFd,
     reader: Reader,
 ) -> Result<()> {
-    keep(contract)?;
-    process::be_subreaper()?;
-    let parent = process::parent_fd(contract.parent)?;
+    let readiness = Readiness::make(contract.parent)?;
+    enter_process(readiness, contract, spec, payload, channel, stderr, reader)
+}
+
+/// The first steps that every worker process has in common.
+fn enter_process(
+    readiness: Readiness,
+    contract: &Contract,
+    spec: serde_json::Value,
+    payload: Arc<Vec<u8>>,
+    channel: OwnedFd,
+    stderr: OwnedFd,
+    reader: Reader,
+) -> Result<()> {
+    keep(contract);
     let door = Arc::new(if contract.apart { Door::new() } else { Door::to_main() });
     let link = ProcessLink {
         door: Arc::clone(&door),
@@ -413,8 +517,10 @@ pub(super) fn enter_process(
     };
     let payload = Mutex::new(Some(payload));
     install(0, Arc::new(Context { spec, payload, link: Link::Process(link) }))?;
-    thread::spawn_deaf("th-channel", move || listen(reader.watching(parent), &door))
-        .map_err(|error| Error::os("start the thread that reads the channel", error))?;
+    let Readiness { parent, listener } = readiness;
+    if listener.fill((reader.watching(parent), door)).is_err() {
+        return Err(Error::state("the thread that reads the channel has ended"));
+    }
     process::go_on_without_parent();
     Ok(())
 }

@@ -88,5 +88,5 @@ fn enter(luggage: Luggage) -> Result<()> {
             crate::Error::os(format_args!("change to the directory `{}`", cwd.display()), error)
         })?;
     }
-    context::enter_process(&contract, spec, payload, channel, stderr, Reader::new(reading))
+    context::enter_fork(&contract, spec, payload, channel, stderr, Reader::new(reading))
 }

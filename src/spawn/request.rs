@@ -112,6 +112,8 @@ pub struct Request {
     pub stdio: Stdio,
     /// The whole environment of a process worker; the host's when there is none.
     pub env: Option<Vec<(String, String)>>,
+    /// How many blanks to keep ready of what the fork server forked for it; a small number by default.
+    pub blanks: Option<usize>,
     /// The working directory of a process worker.
     pub cwd: Option<String>,
     /// Seconds after which the ladder is run.

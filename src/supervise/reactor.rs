@@ -175,7 +175,7 @@ impl Process {
     }
 
     /// Writes what the channel takes. Whether something is left for later.
-    fn flush(&mut self) -> bool {
+    pub(super) fn flush(&mut self) -> bool {
         let Some(channel) = &self.channel else {
             self.outbox.clear();
             return false;

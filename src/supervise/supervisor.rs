@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -52,6 +52,8 @@ pub struct Supervisor {
     workers: Mutex<HashMap<u64, Arc<Worker>>>,
     clean: CleanThread,
     zygote: Zygote,
+    /// How many blanks are kept ready of a kind.
+    blanks: AtomicUsize,
     reactor: Mutex<Option<JoinHandle<()>>>,
     next_id: AtomicU64,
     closing: AtomicBool,
@@ -101,6 +103,7 @@ impl Supervisor {
                 workers: Mutex::default(),
                 clean: CleanThread::default(),
                 zygote: Zygote::default(),
+                blanks: AtomicUsize::new(blanks(None)),
                 reactor: Mutex::default(),
                 next_id: AtomicU64::new(1),
                 closing: AtomicBool::new(false),
@@ -178,6 +181,7 @@ impl Supervisor {
             "abandoned": ended(Kind::Abandoned),
             "quarantined": counts.abandoned_now,
             "reclaimed": counts.reclaimed,
+            "blanks": self.zygote.blanks(),
         })
     }
 
@@ -579,8 +583,10 @@ impl Supervisor {
         surroundings: &Surroundings,
         payload: Arc<Vec<u8>>,
     ) -> Result<()> {
-        let Boot { ours, theirs, log, kept_log, head, along } =
-            Boot::new(worker, &request, surroundings, &payload)?;
+        let (ours, theirs) = fd::channel_pair()?;
+        let log = memfile::create("th-boot")?;
+        let kept_log = fd::duplicate(&log)?;
+        let Task { head, along } = Task::new(worker, &request, surroundings, &payload)?;
         let stdout = fd::duplicate(&surroundings.stdout)?;
         let child = self.start_process(move || {
             exec::spawn(&request.command, request.env.as_deref(), theirs, stdout, log)
@@ -598,42 +604,54 @@ impl Supervisor {
         payload: &Arc<Vec<u8>>,
     ) -> Result<()> {
         let interpreter = request.backend.is_subinterpreter().then(|| request.gil.plan().0);
+        let Task { head, along } = Task::new(worker, request, surroundings, payload)?;
         let mut again = true;
-        loop {
-            let Boot { ours, theirs, log, kept_log, head, along } =
-                Boot::new(worker, request, surroundings, payload)?;
-            let fds = zygote::Fds { channel: theirs, boot_log: log };
+        let blank = loop {
             let start = || {
                 let order = zygote_order(&request.spec, &request.preload)?;
                 self.start_zygote(request.command.clone(), order)
             };
-            match self.zygote.fork(&fds, interpreter, start) {
-                Ok(child) => {
-                    let process = Process::new(surroundings.apply_to(child)?, ours, kept_log);
-                    self.watch_fresh(worker, process, head, along, Arc::clone(payload));
-                    return Ok(());
-                }
+            match self.zygote.take(interpreter, start) {
+                Ok(blank) => break blank,
                 Err(Refusal::Lost(error)) if again => {
                     log::line(format_args!("the fork server was lost and is started again: {error}"));
                     again = false;
                 }
                 Err(Refusal::Lost(error) | Refusal::Fork(error)) => return Err(error),
             }
+        };
+        let process = Process::new(surroundings.apply_to(blank.child)?, blank.channel, blank.boot_log);
+        self.watch_fresh(worker, process, head, along, Arc::clone(payload));
+        // How many to keep is the program's affair, and not that of its workers.
+        if !matches!(worker.owner, Owner::Worker { .. }) {
+            self.blanks.store(blanks(request.blanks), Ordering::Relaxed);
         }
+        self.zygote.refill(interpreter, self.blanks.load(Ordering::Relaxed));
+        Ok(())
     }
 
-    /// Starts the zygote anew, so that it imports these modules, and waits until it is ready.
+    /// Starts the zygote anew, so that it imports these modules, and waits until it is ready. It makes its
+    /// first blanks meanwhile.
     ///
     /// # Errors
     /// When it does not start; interrupted, when a signal arrived meanwhile.
-    pub fn preload(&self, command: Vec<String>, spec: &serde_json::Value, modules: &[String]) -> Result<()> {
+    pub fn preload(
+        &self,
+        command: Vec<String>,
+        spec: &serde_json::Value,
+        modules: &[String],
+        asked: Option<usize>,
+    ) -> Result<()> {
         if self.closing.load(Ordering::Acquire) {
             return Err(Error::state("tractor_host is shutting down: nothing can be preloaded any more"));
         }
         let order = zygote_order(spec, modules)?;
         // A worker's supervisor has one too, for whom this must not change it.
         self.own_zygote.store(true, Ordering::Relaxed);
-        self.zygote.renew(&order, || self.start_zygote(command, order.clone()))
+        self.zygote.renew(&order, || self.start_zygote(command, order.clone()))?;
+        self.blanks.store(blanks(asked), Ordering::Relaxed);
+        self.zygote.refill(None, blanks(asked));
+        Ok(())
     }
 
     /// The fork server.
@@ -669,8 +687,15 @@ impl Supervisor {
         along: Vec<OwnedFd>,
         payload: Arc<Vec<u8>>,
     ) {
-        process.post_with_fds(head, along);
-        process.post(payload);
+        // What the process takes in with one read wakes it once.
+        if head.len() + payload.len() <= fd::AT_ONCE {
+            process.post_with_fds([&head[..], &payload[..]].concat(), along);
+        } else {
+            process.post_with_fds(head, along);
+            process.post(payload);
+        }
+        // What there is no room for yet is sent by the supervisor's thread, which need not be waited for now.
+        process.flush();
         self.watch(worker, process);
     }
 
@@ -858,29 +883,31 @@ impl Reports for RunnerReports {
     }
 }
 
-/// What a process is started with that is told over its channel what to do.
-struct Boot {
-    ours: OwnedFd,
-    theirs: OwnedFd,
-    log: OwnedFd,
-    kept_log: OwnedFd,
+/// What a process is told over its channel.
+struct Task {
     head: Vec<u8>,
     /// Goes beside the head.
     along: Vec<OwnedFd>,
 }
 
-impl Boot {
+impl Task {
     fn new(worker: &Worker, request: &Request, surroundings: &Surroundings, payload: &[u8]) -> Result<Self> {
-        let (ours, theirs) = fd::channel_pair()?;
-        let log = memfile::create("th-boot")?;
-        let kept_log = fd::duplicate(&log)?;
         let (roles, along) = surroundings.duplicate()?;
         let contract = contract(worker, surroundings.umask());
         let spec = ToWorker::Spec { spec: request.spec.clone(), contract, roles };
         let head = message::encode(&spec, payload.len())?;
-        Ok(Self { ours, theirs, log, kept_log, head, along })
+        Ok(Self { head, along })
     }
 }
+
+/// How many blanks are kept ready of a kind.
+fn blanks(asked: Option<usize>) -> usize {
+    // A worker that has a fork server of its own does not spawn much, mostly, and there may be many of those.
+    asked.unwrap_or(if context::of_process().is_some() { 0 } else { BLANKS })
+}
+
+/// The default: one after the other is what a single thread spawns.
+const BLANKS: usize = 1;
 
 /// What a zygote is told.
 fn zygote_order(spec: &serde_json::Value, modules: &[String]) -> Result<Vec<u8>> {

@@ -199,13 +199,17 @@ pub fn send_with_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) ->
     sendmsg(socket, &[std::io::IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)
 }
 
+/// How many bytes [`receive_with_fds`] takes at most. Not many, as that is new memory for a process that has
+/// just been forked.
+pub const AT_ONCE: usize = 1 << 13;
+
 /// Receives some bytes and the descriptors that came beside them.
 ///
 /// # Errors
 /// The operating system's; `UnexpectedEof` at the end of the stream.
 pub fn receive_with_fds(socket: impl AsFd) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-    let mut bytes = vec![0; 1 << 16];
+    let mut bytes = [0; AT_ONCE];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
@@ -218,14 +222,13 @@ pub fn receive_with_fds(socket: impl AsFd) -> std::io::Result<(Vec<u8>, Vec<Owne
     if received.bytes == 0 {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     }
-    bytes.truncate(received.bytes);
     let mut found = Vec::new();
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(fds) = message {
             found.extend(fds);
         }
     }
-    Ok((bytes, found))
+    Ok((bytes[..received.bytes].to_vec(), found))
 }
 
 /// Reads what there is of a stream, and takes in the descriptors that came beside it.

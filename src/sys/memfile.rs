@@ -31,7 +31,7 @@ pub fn tail(file: impl AsFd, limit: usize) -> Result<Vec<u8>> {
     let size = rustix::fs::fstat(&file).map_err(failed)?.st_size as u64;
     let mut offset = size.saturating_sub(limit as u64);
     let mut bytes = Vec::new();
-    let mut chunk = vec![0; limit.min(1 << 16)];
+    let mut chunk = vec![0; limit.min((size - offset) as usize).min(1 << 16)];
     while offset < size {
         let want = chunk.len().min((size - offset) as usize);
         match rustix::io::pread(&file, &mut chunk[..want], offset) {

@@ -109,7 +109,11 @@ pub enum ToZygote {
     Fork {
         /// It is to have a second interpreter with such a GIL, as prepared as the main one.
         interpreter: Option<Gil>,
+        /// Nobody waits for it, yet.
+        at_leisure: bool,
     },
+    /// Somebody waits for what was ordered before. It is not answered.
+    Hurry,
 }
 
 /// What a zygote says to its host.

@@ -46,11 +46,13 @@ class Setting(NamedTuple):
         preload: Modules that workers find imported; in the parent where that forks, or in its fork server.
         ballast: MiB of anonymous memory that the parent has touched.
         live: Idle workers of the same contestant.
+        blanks: Idle processes that tractor_host's fork server keeps ready.
     """
 
     preload: tuple[str, ...]
     ballast: int
     live: int
+    blanks: int
 
     @property
     def modules(self) -> str:
@@ -131,7 +133,7 @@ class Contestant:
         settings = json.dumps({**setting._asdict(), "timeout": timeout})
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _contestants.MAIN, _contestants.__file__, name, settings],
-            env=_environment(),
+            env=_environment(setting.blanks),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
@@ -251,14 +253,15 @@ class Contestant:
         return len(killed)
 
 
-def _environment() -> dict[str, str]:
+def _environment(blanks: int) -> dict[str, str]:
     # With the former, every fresh Python would compile what it imports.
     hidden = ("PYTHONDONTWRITEBYTECODE", "TRACTOR_HOST_PRELOAD")
     # numpy starts threads when it is imported, and the fork server does not fork beside any.
     one = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     # What our supervisor would say of each worker that can't be ended is said once, as a failure.
     quiet = {"TRACTOR_HOST_LOG": "off"}
-    return {**one, **quiet, **{key: value for key, value in os.environ.items() if key not in hidden}}
+    given = {key: value for key, value in os.environ.items() if key not in hidden}
+    return {**one, **quiet, **given, "TRACTOR_HOST_BLANKS": str(blanks)}
 
 
 def _session(leader: int) -> list[int]:
@@ -432,7 +435,7 @@ def main(arguments: list[str]) -> int:
     preloads = [(), tuple(modules)] if modules else [()]
     for preload, ballast, live in itertools.product(preloads, options.ballast or [0], options.live or [1]):
         able = [name for name in names if not preload or name in can_preload]
-        table.run(able, Setting(preload, ballast, live))
+        table.run(able, Setting(preload, ballast, live, options.blanks))
     _progress("")
     about = _about(options)
     if options.json:
@@ -455,6 +458,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     add("--live", **several, **natural, help="idle workers that are there meanwhile (default 1); repeatable")
     add("--ballast", **several, **natural, help="MiB that the parent holds (default 0); repeatable")
     add("--preload", **several, metavar="MODULE", help="also measure with it preloaded; repeatable")
+    add("--blanks", **natural, default=1, help="idle processes that th's fork server keeps (default 1)")
     add("--jobs", **positive, default=2 * (os.process_cpu_count() or 1), help="threads that start workers")
     add("--timeout", **positive, default=120, help="seconds that any one step may take (default 120)")
     style = parser.add_mutually_exclusive_group()
@@ -487,6 +491,7 @@ def _about(options: argparse.Namespace) -> dict[str, Any]:
         "cpus": os.process_cpu_count(),
         "rounds": options.rounds,
         "jobs": options.jobs,
+        "blanks": options.blanks,
     }
 
 

@@ -3,12 +3,19 @@
 //! What it forks are children of its own parent, the host, which reaps and owns them. So the zygote can
 //! die, or be replaced, without any worker noticing. Nothing of the host's memory is in it. This file is
 //! the host's side; [`serve`] is the zygote's.
+//!
+//! Some children are ordered before anybody wants them (see [`pool`]): a spawn takes one that is ready, and
+//! orders the next one when the task is on its way. The zygote's answer is taken in by the next spawn.
 
+pub mod inbox;
+pub mod pool;
 pub mod serve;
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Mutex;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
@@ -19,8 +26,9 @@ use crate::interp::subinterp::Gil;
 use crate::sys::lock::lock;
 use crate::sys::process::Child;
 use crate::sys::{fd, log, memfile, process, procfs, thread};
-use crate::wire::frame::{Decoder, Frame};
 use crate::wire::message::{self, FromZygote, PreloadFailure, ToZygote};
+use inbox::Inbox;
+use pool::{Blank, Order, Pool};
 
 /// How long the zygote may take to import what it preloads.
 pub const START_BOUND: Duration = Duration::from_secs(120);
@@ -28,15 +36,6 @@ pub const START_BOUND: Duration = Duration::from_secs(120);
 const FORK_BOUND: Duration = Duration::from_secs(10);
 /// How many of its last children are remembered by number.
 const REMEMBERED: usize = 1024;
-
-/// What a new worker is given, besides what is sent to it over its channel.
-#[derive(Debug)]
-pub struct Fds {
-    /// The worker's end of the channel, its fd 0 at first.
-    pub channel: OwnedFd,
-    /// Its stderr during the boot.
-    pub boot_log: OwnedFd,
-}
 
 /// A zygote that has just been started.
 #[derive(Debug)]
@@ -57,6 +56,8 @@ pub struct Zygote {
     state: Mutex<State>,
     /// What could not be preloaded by the last one that was started, until somebody asks.
     failures: Mutex<Vec<PreloadFailure>>,
+    /// How many blanks there are, for who must not wait for the state.
+    blanks: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -64,18 +65,49 @@ struct State {
     running: Option<Running>,
     /// The last pids that were handed on as workers, by this zygote and those before it.
     handed: VecDeque<i32>,
+    /// There will be none any more.
+    closed: bool,
+}
+
+/// The state, while it may change.
+struct Guard<'a> {
+    state: MutexGuard<'a, State>,
+    blanks: &'a AtomicUsize,
+}
+
+impl Deref for Guard<'_> {
+    type Target = State;
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Guard<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        let blanks = self.state.running.as_ref().map_or(0, |zygote| zygote.pool.total());
+        self.blanks.store(blanks, Ordering::Relaxed);
+    }
 }
 
 impl State {
-    /// Ends the zygote, if there is one, and what it may have forked without our hearing of it.
+    /// Ends the zygote, if there is one, with its blanks and what it may have forked without our hearing of it.
     fn clean_up(&mut self) {
-        let Some(Running { started, .. }) = self.running.take() else { return };
+        let Some(Running { started, pool, .. }) = self.running.take() else { return };
         let zygote = started.child.pid();
         started.child.destroy();
         drop(started.socket);
-        // Such a child is ours, bears the zygote's name (a worker takes its own) and was never handed on.
+        pool.end();
+        // Such a child is ours, bears the zygote's name or a blank's (a worker takes its own) and was never
+        // handed on.
+        let is_unused = |pid| procfs::name_of(pid).is_some_and(|name| [NAME, BLANK_NAME].contains(&&*name));
         for pid in procfs::children().unwrap_or_default() {
-            if pid != zygote && !self.handed.contains(&pid) && procfs::name_of(pid).as_deref() == Some(NAME) {
+            if pid != zygote && !self.handed.contains(&pid) && is_unused(pid) {
                 match Child::adopt(pid) {
                     Ok(stray) => stray.destroy(),
                     Err(error) => log::line(format_args!("{error}")),
@@ -95,7 +127,8 @@ impl State {
 #[derive(Debug)]
 struct Running {
     started: Started,
-    decoder: Decoder,
+    /// What it has said.
+    inbox: Inbox,
     ready: bool,
     /// The names of its threads, if it has too many to fork.
     threads: Vec<String>,
@@ -106,6 +139,7 @@ struct Running {
     nice: i32,
     /// The user and group that it was started as.
     user: [u32; 4],
+    pool: Pool,
 }
 
 /// Why there is no worker.
@@ -125,32 +159,34 @@ impl From<Error> for Refusal {
 }
 
 impl Zygote {
-    /// Forks a worker, with a second interpreter that has such a GIL, if any. `start` starts a zygote, should
-    /// there be none.
+    /// Hands out a child with a second interpreter that has such a GIL, if any: a blank that is ready, or else
+    /// one that is forked now. `start` starts a zygote, should there be none.
     ///
     /// # Errors
     /// See [`Refusal`]. Interrupted, when a signal arrived while the zygote was starting: it goes on, and
     /// the call can be repeated.
-    pub fn fork(
+    pub fn take(
         &self,
-        fds: &Fds,
         interpreter: Option<Gil>,
         start: impl FnOnce() -> Result<Started>,
-    ) -> Result<Child, Refusal> {
-        let mut state = lock(&self.state);
-        let made = self.ready(&mut state, start)?.fork(fds, interpreter);
-        let made = made.map(|(child, failures)| {
-            if !failures.is_empty() {
-                *lock(&self.failures) = failures;
-            }
-            child
-        });
-        match &made {
-            Ok(child) => state.hand_on(child),
+    ) -> Result<Blank, Refusal> {
+        let mut state = self.lock();
+        let taken = self.ready(&mut state, start)?.take(interpreter, &self.failures);
+        match &taken {
+            Ok(blank) => state.hand_on(&blank.child),
             Err(Refusal::Lost(_)) => state.clean_up(),
             Err(Refusal::Fork(_)) => {}
         }
-        made
+        taken
+    }
+
+    /// Orders blanks of a kind until there are so many, without waiting for them.
+    pub fn refill(&self, interpreter: Option<Gil>, wanted: usize) {
+        if let Some(zygote) = &mut self.lock().running {
+            // Nobody waits for these. What is in the way (no descriptor, no memory, a dead zygote) is told to
+            // the next spawn that finds no blank, if it is still in the way then.
+            while zygote.pool.count(interpreter) < wanted && zygote.order(interpreter, true).is_ok() {}
+        }
     }
 
     /// Starts a zygote that is told `order` in the place of the one that may be there, and waits until it is
@@ -159,7 +195,7 @@ impl Zygote {
     /// # Errors
     /// Those of starting it; interrupted as in [`Zygote::fork`].
     pub fn renew(&self, order: &[u8], start: impl FnOnce() -> Result<Started>) -> Result<()> {
-        let mut state = lock(&self.state);
+        let mut state = self.lock();
         // One that was starting when a signal interrupted this very call is gone on with.
         if state.running.as_ref().is_none_or(|zygote| zygote.ready || zygote.started.order != order) {
             state.clean_up();
@@ -183,6 +219,11 @@ impl Zygote {
         state: &'a mut State,
         start: impl FnOnce() -> Result<Started>,
     ) -> Result<&'a mut Running, Refusal> {
+        if state.closed {
+            return Err(Refusal::Fork(Error::state(
+                "tractor_host is shutting down: the fork server is gone",
+            )));
+        }
         if state.running.as_ref().is_some_and(Running::has_ended) {
             log::line(format_args!("the fork server has died; a new one is started"));
             state.clean_up();
@@ -212,14 +253,40 @@ impl Zygote {
         lock(&self.state).running.as_ref().map(|zygote| zygote.started.child.pid())
     }
 
+    /// How many blanks are ready, or were ordered.
+    pub fn blanks(&self) -> usize {
+        self.blanks.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> Guard<'_> {
+        Guard { state: lock(&self.state), blanks: &self.blanks }
+    }
+
     /// What the zygote that was started last could not import; told once.
     pub fn take_failures(&self) -> Vec<PreloadFailure> {
         std::mem::take(&mut lock(&self.failures))
     }
 
-    /// Ends it.
+    /// What there is for its sake: processes, and descriptors of this one. Waits until it has done what it was
+    /// asked to do.
+    pub fn belongings(&self) -> (Vec<i32>, Vec<RawFd>) {
+        let mut state = self.lock();
+        let Some(zygote) = &mut state.running else { return (Vec::new(), Vec::new()) };
+        // An error: what is lost is found out, and told, by the next spawn.
+        while zygote.pool.next().is_some() && zygote.hear(&self.failures).is_ok() {}
+        let Started { child, socket, boot_log, .. } = &zygote.started;
+        let own = [child.pidfd().as_raw_fd(), socket.as_raw_fd(), boot_log.as_raw_fd()];
+        (
+            std::iter::once(child.pid()).chain(zygote.pool.pids()).collect(),
+            own.into_iter().chain(zygote.pool.fds()).collect(),
+        )
+    }
+
+    /// Ends it, for good.
     pub fn stop(&self) {
-        lock(&self.state).clean_up();
+        let mut state = self.lock();
+        state.closed = true;
+        state.clean_up();
     }
 }
 
@@ -227,13 +294,14 @@ impl Running {
     fn new(started: Started) -> Self {
         Self {
             started,
-            decoder: Decoder::new(),
+            inbox: Inbox::default(),
             ready: false,
             threads: Vec::new(),
             interpreters: Vec::new(),
             limits: process::limits(),
             nice: process::nice(),
             user: process::user(),
+            pool: Pool::default(),
         }
     }
 
@@ -266,62 +334,140 @@ impl Running {
 
     /// What this process's own children would inherit, the zygote's are to.
     fn keep_in_step(&mut self) -> Result<()> {
-        let limits = process::limits();
-        if limits != self.limits {
-            self.started.child.set_limits(&limits)?;
-            self.limits = limits;
-        }
         if process::user() != self.user {
             return Err(Error::state("it belongs to another user than this process now does"));
         }
-        let nice = process::nice();
+        let (limits, nice) = (process::limits(), process::nice());
+        if limits != self.limits {
+            self.started.child.set_limits(&limits)?;
+            self.limits = limits;
+            self.pool.fall_out_of_step();
+        }
         if nice != self.nice {
             self.started.child.set_nice(nice)?;
             self.nice = nice;
+            self.pool.fall_out_of_step();
         }
         Ok(())
     }
 
-    fn fork(&mut self, fds: &Fds, interpreter: Option<Gil>) -> Result<(Child, Vec<PreloadFailure>), Refusal> {
+    fn take(
+        &mut self,
+        interpreter: Option<Gil>,
+        failures: &Mutex<Vec<PreloadFailure>>,
+    ) -> Result<Blank, Refusal> {
         self.keep_in_step().map_err(Refusal::Lost)?;
-        let bytes = message::encode(&ToZygote::Fork { interpreter }, 0)?;
+        while self.pool.next().is_some() && self.has_answered() {
+            // One that could not be forked: nobody waits for it.
+            let _ = self.hear(failures).map_err(Refusal::Lost)?;
+        }
+        let (mut ordered, mut hurried) = (false, false);
+        loop {
+            while let Some(blank) = self.pool.take(interpreter) {
+                // One that was forked for this very call is its worker, whatever has become of it.
+                if !ordered && !blank.wake()? {
+                    blank.child.destroy();
+                    continue;
+                }
+                if blank.is_out_of_step() {
+                    // It can only be lost to another user of the machine, as the zygote itself would be.
+                    blank.child.set_limits(&self.limits).map_err(Refusal::Lost)?;
+                    blank.child.set_nice(self.nice).map_err(Refusal::Lost)?;
+                }
+                return Ok(blank);
+            }
+            if self.pool.expected(interpreter) == 0 {
+                self.order(interpreter, false)?;
+                ordered = true;
+            } else if !hurried {
+                self.tell(&ToZygote::Hurry, &[]).map_err(Refusal::Lost)?;
+                hurried = true;
+            }
+            let failed = self.hear(failures).map_err(Refusal::Lost)?;
+            // One that was ordered earlier may have failed for what is over by now.
+            if let Some(error) = failed
+                && ordered
+                && self.pool.count(interpreter) == 0
+            {
+                return Err(Refusal::Fork(error));
+            }
+        }
+    }
+
+    /// Asks for one more child.
+    fn order(&mut self, interpreter: Option<Gil>, at_leisure: bool) -> Result<(), Refusal> {
+        let (order, fds) = Order::new(interpreter)?;
+        let along = [&fds.channel, &fds.boot_log].map(AsFd::as_fd);
+        self.tell(&ToZygote::Fork { interpreter, at_leisure }, &along).map_err(Refusal::Lost)?;
+        self.pool.expect(order);
+        Ok(())
+    }
+
+    fn tell(&self, message: &ToZygote, along: &[BorrowedFd<'_>]) -> Result<()> {
+        let bytes = message::encode(message, 0)?;
+        // There is room in the socket for more than is ever said at a time, or the zygote is gone.
+        match fd::send_with_fds(&self.started.socket, &bytes, along) {
+            Ok(count) if count == bytes.len() => Ok(()),
+            Ok(_) => Err(Error::state("the fork server takes no more orders")),
+            Err(errno) => Err(Error::os("reach the fork server", errno)),
+        }
+    }
+
+    /// Whether it has said something that nobody has heard.
+    fn has_answered(&self) -> bool {
+        if !self.inbox.is_empty() {
+            return true;
+        }
+        let mut readable = [PollFd::new(&self.started.socket, PollFlags::IN)];
+        rustix::event::poll(&mut readable, Some(&thread::timespec(Duration::ZERO))) == Ok(1)
+    }
+
+    /// Waits until the oldest order is answered. Why it could not be carried out, if that was so.
+    ///
+    /// # Errors
+    /// The zygote is lost.
+    fn hear(&mut self, failures: &Mutex<Vec<PreloadFailure>>) -> Result<Option<Error>> {
+        let interpreter = self.pool.next().and_then(|order| order.interpreter);
         // It makes each of them when it is asked for one for the first time, which takes imports.
         let made = interpreter.is_none_or(|gil| self.interpreters.contains(&gil));
         let bound = if made { FORK_BOUND } else { START_BOUND };
-        let along = [&fds.channel, &fds.boot_log].map(AsFd::as_fd);
-        // The socket is empty between two requests: it takes all of this one, or the zygote is gone.
-        match fd::send_with_fds(&self.started.socket, &bytes, &along) {
-            Ok(count) if count == bytes.len() => {}
-            Ok(_) => return Err(Refusal::Lost(Error::state("the fork server takes no more orders"))),
-            Err(errno) => return Err(Refusal::Lost(Error::os("reach the fork server", errno))),
-        }
-        let (frame, mut received) = self.receive(Instant::now() + bound, false).map_err(Refusal::Lost)?;
-        let reply = message::decode(&frame, "the fork server's reply").map_err(Refusal::Lost)?;
+        let (frame, mut received) = self.receive(Instant::now() + bound, false)?;
+        let reply = message::decode(&frame, "the fork server's reply")?;
+        let Some(order) = self.pool.answered() else {
+            return Err(Error::protocol(format!("the fork server said {reply:?} unasked")));
+        };
         match (reply, received.pop()) {
-            (FromZygote::Forked { pid, failures }, pidfd) => {
+            (FromZygote::Forked { pid, failures: new }, pidfd) => {
                 self.interpreters.extend(interpreter.filter(|_| !made));
+                if !new.is_empty() {
+                    *lock(failures) = new;
+                }
                 let child = match pidfd {
-                    Some(pidfd) => Child::from_parts(pid, pidfd)?,
+                    Some(pidfd) => Child::from_parts(pid, pidfd),
                     // There was no number left for it here. A child that can't be held is ended.
-                    None => Child::adopt(pid)?,
+                    None => Child::adopt(pid),
                 };
-                Ok((child, failures))
+                match child {
+                    Ok(child) => {
+                        self.pool.keep(order.filled(child));
+                        Ok(None)
+                    }
+                    Err(error) => Ok(Some(error)),
+                }
             }
             (FromZygote::Failed { errno }, _) => {
-                let error = std::io::Error::from_raw_os_error(errno);
-                Err(Refusal::Fork(Error::os("fork a worker", error)))
+                Ok(Some(Error::os("fork a worker", std::io::Error::from_raw_os_error(errno))))
             }
-            (FromZygote::Refused { reason }, _) => Err(Refusal::Fork(Error::state(reason))),
-            (other, _) => Err(Refusal::Lost(Error::protocol(format!("the fork server replied {other:?}")))),
+            (FromZygote::Refused { reason }, _) => Ok(Some(Error::state(reason))),
+            (other, _) => Err(Error::protocol(format!("the fork server replied {other:?}"))),
         }
     }
 
     /// The next message and what came beside it.
-    fn receive(&mut self, deadline: Instant, interruptible: bool) -> Result<(Frame, Vec<OwnedFd>)> {
-        let mut fds = Vec::new();
+    fn receive(&mut self, deadline: Instant, interruptible: bool) -> Result<inbox::Message> {
         loop {
-            if let Some(frame) = self.decoder.next_frame()? {
-                return Ok((frame, fds));
+            if let Some(said) = self.inbox.next_message()? {
+                return Ok(said);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -334,11 +480,8 @@ impl Running {
                 Ok(_) => {}
                 Err(errno) => return Err(Error::os("wait for the fork server", errno)),
             }
-            match fd::receive_with_fds(&self.started.socket) {
-                Ok((bytes, more)) => {
-                    self.decoder.push(&bytes);
-                    fds.extend(more);
-                }
+            match self.inbox.read(&self.started.socket) {
+                Ok(()) => {}
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(Error::os("hear from the fork server (it has ended)", error)),
             }
@@ -346,8 +489,10 @@ impl Running {
     }
 }
 
-/// The zygote's name, which its children have until they are told their own.
+/// The zygote's name, which its children have in their very first moments.
 pub const NAME: &str = "th-zygote";
+/// The name of its children until they are told their own.
+pub const BLANK_NAME: &str = "th-blank";
 
 impl Started {
     /// Takes hold of a zygote that was just started with the other end of `socket` as its fd 0, and tells

@@ -2,18 +2,23 @@
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicI32, Ordering};
 
+use rustix::event::{PollFd, PollFlags};
+use rustix::thread::Timespec;
+
+use super::inbox::{Inbox, Message};
 use crate::error::{Error, Result};
 use crate::interp::attach::Token;
 use crate::interp::call;
 use crate::interp::fork::fork_sibling;
 use crate::interp::subinterp::Gil;
 use crate::interp::template::Template;
+use crate::spawn::context;
 use crate::spawn::fork::BOOT_FAILED;
 use crate::spawn::request::path_of;
 use crate::sys::lock::lock;
-use crate::sys::{fd, log, process, procfs, signal};
-use crate::wire::frame::{Decoder, Frame};
+use crate::sys::{fd, log, process, procfs, signal, thread};
 use crate::wire::message::{self, FromZygote, PreloadFailure, ToZygote};
 
 /// The zygote's end of its socket, from its first steps until it serves.
@@ -22,10 +27,14 @@ static SOCKET: Mutex<Option<OwnedFd>> = Mutex::new(None);
 static ORDER: Mutex<(serde_json::Value, Vec<PreloadFailure>)> =
     Mutex::new((serde_json::Value::Null, Vec::new()));
 
-/// Keeps for [`serve`] what it needs: the socket, and what `_zygote` is told.
-pub fn keep(socket: OwnedFd, order: serde_json::Value) {
+/// The pid of the host.
+static HOST: AtomicI32 = AtomicI32::new(0);
+
+/// Keeps for [`serve`] what it needs: the socket, what `_zygote` is told, and the host's pid.
+pub fn keep(socket: OwnedFd, order: serde_json::Value, host: i32) {
     *lock(&SOCKET) = Some(socket);
     lock(&ORDER).0 = order;
+    HOST.store(host, Ordering::Relaxed);
 }
 
 /// What `_zygote` is told; null in a process that is no zygote.
@@ -39,7 +48,7 @@ pub fn prepared(failures: Vec<PreloadFailure>) {
 }
 
 /// Says what could not be preloaded, then forks on order, for as long as the host is there. It returns
-/// in children only, which are as freshly started ones from then on: their channel is fd 0.
+/// in children only, which are blanks from then on.
 ///
 /// # Errors
 /// When this process is no zygote, or the host breaks the protocol; EMFILE.
@@ -48,7 +57,7 @@ pub fn serve(token: Token<'_>) -> Result<()> {
     // Its end is that of the socket; a child unblocks what it needs.
     signal::block_all();
     let tomb = fd::tomb()?;
-    let mut decoder = Decoder::new();
+    let mut inbox = Inbox::default();
     let mut templates: Vec<Template> = Vec::new();
     let mut threads = procfs::thread_names().unwrap_or_default();
     if threads.len() == 1 {
@@ -56,8 +65,16 @@ pub fn serve(token: Token<'_>) -> Result<()> {
     }
     say(&socket, &FromZygote::Ready { failures: take_failures(), threads }, None)?;
     loop {
-        let Some((frame, fds)) = next(&socket, &mut decoder)? else { process::exit_now(0) };
-        let ToZygote::Fork { interpreter } = message::decode(&frame, "an order to fork")?;
+        let Some((frame, fds)) = next(&socket, &mut inbox)? else { process::exit_now(0) };
+        let interpreter = match message::decode(&frame, "an order to fork")? {
+            ToZygote::Hurry => continue,
+            ToZygote::Fork { interpreter, at_leisure } => {
+                if at_leisure {
+                    wait_for_more(&socket, &inbox);
+                }
+                interpreter
+            }
+        };
         let forked = match interpreter {
             None => fork_sibling(token, None),
             Some(gil) => {
@@ -67,7 +84,7 @@ pub fn serve(token: Token<'_>) -> Result<()> {
         let (reply, pidfd) = match forked {
             Ok(None) => {
                 drop(socket);
-                become_worker(fds, tomb);
+                become_blank(fds, tomb);
                 return Ok(());
             }
             Ok(Some((pid, pidfd))) => (FromZygote::Forked { pid, failures: take_failures() }, Some(pidfd)),
@@ -98,17 +115,21 @@ fn take_failures() -> Vec<PreloadFailure> {
     std::mem::take(&mut lock(&ORDER).1)
 }
 
-/// In the child: only what it was given is left open, where a fresh process would have it.
-fn become_worker(fds: Vec<OwnedFd>, tomb: OwnedFd) {
+/// In the child: only what it was given is left open, and all is done that can be without a task.
+fn become_blank(fds: Vec<OwnedFd>, tomb: OwnedFd) {
+    let host = HOST.load(Ordering::Relaxed);
+    process::die_with_parent(host);
+    thread::set_name(super::BLANK_NAME);
     let outcome = (|| {
-        let [channel, boot_log] = fds.as_slice() else {
-            return Err(Error::protocol(format!("{} descriptors came with an order to fork", fds.len())));
+        let Ok([channel, boot_log]) = <[OwnedFd; 2]>::try_from(fds) else {
+            return Err(Error::protocol("other than two descriptors came with an order to fork"));
         };
         fd::place(boot_log.as_fd(), 2)?;
-        fd::place(channel.as_fd(), 0)?;
         // What modules that were preloaded hold open.
-        let keep: Vec<RawFd> = fds.iter().chain([&tomb]).map(AsRawFd::as_raw_fd).collect();
-        fd::neutralise_inherited(tomb.as_fd(), &keep)
+        let keep: Vec<RawFd> = [&channel, &boot_log, &tomb].map(AsRawFd::as_raw_fd).to_vec();
+        fd::neutralise_inherited(tomb.as_fd(), &keep)?;
+        drop((boot_log, tomb));
+        context::become_blank(channel, host)
     })();
     if let Err(error) = outcome {
         log::line(format_args!("worker {} failed before it could say so: {error}", process::id()));
@@ -122,18 +143,27 @@ fn say(socket: &OwnedFd, message: &FromZygote, pidfd: Option<&OwnedFd>) -> Resul
     fd::write_all_with_fds(socket, &bytes, &fds).map_err(|error| Error::os("answer the host", error))
 }
 
+/// How long it waits with what nobody waits for: a worker that was just given its task needs the processors more.
+const LEISURE: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+
+/// Waits for leisure, or until the host has something to say.
+fn wait_for_more(socket: &OwnedFd, inbox: &Inbox) {
+    if !inbox.is_empty() {
+        return;
+    }
+    let mut readable = [PollFd::new(socket, PollFlags::IN)];
+    // Whatever it says, or fails with: what was ordered is made now.
+    let _ = rustix::event::poll(&mut readable, Some(&LEISURE));
+}
+
 /// The next order and what came beside it; `None` when the host is gone.
-fn next(socket: &OwnedFd, decoder: &mut Decoder) -> Result<Option<(Frame, Vec<OwnedFd>)>> {
-    let mut fds = Vec::new();
+fn next(socket: &OwnedFd, inbox: &mut Inbox) -> Result<Option<Message>> {
     loop {
-        if let Some(frame) = decoder.next_frame()? {
-            return Ok(Some((frame, fds)));
+        if let Some(message) = inbox.next_message()? {
+            return Ok(Some(message));
         }
-        match fd::receive_with_fds(socket) {
-            Ok((bytes, more)) => {
-                decoder.push(&bytes);
-                fds.extend(more);
-            }
+        match inbox.read(socket) {
+            Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return Ok(None),
             Err(error) => return Err(Error::os("read an order", error)),
