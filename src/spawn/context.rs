@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::Reports;
+use super::parcel::{Content, Parcel};
+use super::{Reports, held};
 use crate::error::{Error, Result};
 use crate::interp::attach::Token;
 use crate::interp::door::Door;
@@ -26,7 +27,7 @@ static CONTEXTS: ForkLocal<Mutex<HashMap<i64, Arc<Context>>>> = ForkLocal::new()
 /// One worker, seen from inside.
 pub struct Context {
     spec: serde_json::Value,
-    payload: Mutex<Option<Arc<Vec<u8>>>>,
+    parcel: Arc<Parcel>,
     link: Link,
 }
 
@@ -82,6 +83,7 @@ fn install(interpreter: i64, context: Arc<Context>) -> Result<()> {
 /// In the only thread of a fork's child: forgets whose worker the parent was.
 pub fn forget_all() {
     CONTEXTS.forget();
+    held::forget_all();
 }
 
 impl Context {
@@ -94,15 +96,24 @@ impl Context {
     ///
     /// # Errors
     /// When it has been taken.
-    pub fn take_payload(&self) -> Result<Arc<Vec<u8>>> {
-        let mut payload = lock(&self.payload);
-        let again = match &self.link {
-            Link::Process(link) if lock(&link.apart).falls_back => payload.clone(),
-            _ => None,
-        };
-        again
-            .or_else(|| payload.take())
-            .ok_or_else(|| Error::state("the worker's arguments have been taken already"))
+    pub fn take_content(&self) -> Result<Content> {
+        self.parcel.take_content(self.falls_back())
+    }
+
+    /// A descriptor that the arguments refer to, once.
+    ///
+    /// # Errors
+    /// When it has been taken, or there is none; EMFILE.
+    pub fn take_passed(&self, index: usize) -> Result<OwnedFd> {
+        self.parcel.take_passed(index, self.falls_back())
+    }
+
+    /// Whether all may have to begin once more, in another interpreter.
+    fn falls_back(&self) -> bool {
+        match &self.link {
+            Link::Process(link) => lock(&link.apart).falls_back,
+            Link::Thread(link) => link.fall_back,
+        }
     }
 
     /// The fds of stdout and stderr; they belong to the runner and outlive the interpreter. `None` where
@@ -131,7 +142,7 @@ impl Context {
     ///
     /// # Errors
     /// EPIPE when the supervisor is gone; a message that is too long.
-    pub fn send(&self, message: &FromWorker, payload: &[u8]) -> Result<()> {
+    pub fn send(&self, message: &FromWorker, content: &Content) -> Result<()> {
         match &self.link {
             Link::Process(link) => {
                 if *message == FromWorker::Started {
@@ -144,10 +155,15 @@ impl Context {
                         return Ok(());
                     }
                 }
+                let payload = content.bytes();
                 let head = message::encode(message, payload.len())?;
+                let along: &[_] = match content {
+                    Content::Memory(memory) => &[memory.as_fd()],
+                    Content::Bytes(_) | Content::Lost => &[],
+                };
                 let _sending = lock(&link.sending);
-                fd::write_all(&link.channel, &head)
-                    .and_then(|()| fd::write_all(&link.channel, payload))
+                fd::write_all_with_fds(&link.channel, &head, along)
+                    .and_then(|()| fd::write_all(&link.channel, &payload))
                     .map_err(|error| Error::os("send to the supervisor", error))
             }
             Link::Thread(link) => {
@@ -155,7 +171,7 @@ impl Context {
                     *lock(&link.refused) = true;
                     return Ok(());
                 }
-                link.reports.message(message.clone(), Arc::new(payload.to_vec()));
+                link.reports.message(message.clone(), content.clone());
                 Ok(())
             }
         }
@@ -235,7 +251,7 @@ impl ProcessLink {
 /// A subinterpreter's part of the work of [`super::subint`].
 pub(super) struct ThreadWorker {
     pub(super) spec: serde_json::Value,
-    pub(super) payload: Arc<Vec<u8>>,
+    pub(super) parcel: Arc<Parcel>,
     pub(super) stdio: Option<[RawFd; 2]>,
     pub(super) reports: Arc<dyn Reports>,
     pub(super) fall_back: bool,
@@ -249,8 +265,8 @@ impl ThreadWorker {
             refused: Mutex::new(false),
             fall_back: self.fall_back,
         };
-        let payload = Mutex::new(Some(self.payload));
-        install(interpreter, Arc::new(Context { spec: self.spec, payload, link: Link::Thread(link) }))
+        let (spec, parcel) = (self.spec, self.parcel);
+        install(interpreter, Arc::new(Context { spec, parcel, link: Link::Thread(link) }))
     }
 }
 
@@ -270,7 +286,7 @@ pub(super) fn forget(interpreter: i64) -> bool {
 /// # Errors
 /// When fd 0 is not a supervisor's channel.
 pub fn enter_fresh() -> Result<bool> {
-    let channel = fd::adopt_inherited(0)?;
+    let channel = fd::duplicate_number(0)?;
     let null = fd::open("/dev/null".as_ref(), rustix::fs::OFlags::RDWR)?;
     fd::place(null.as_fd(), 0)?;
     let (first, fds) = fd::receive_with_fds(&channel).map_err(|error| {
@@ -283,8 +299,8 @@ pub fn enter_fresh() -> Result<bool> {
     crate::sys::signal::unblock_all();
     match message::decode(&frame, "what to be")? {
         ToWorker::Spec { spec, contract, roles } => {
-            let stderr = take_places(&roles, fds)?;
-            enter_process(&contract, spec, frame.payload.into(), channel, stderr, reader)?;
+            let (stderr, parcel) = take_places(&roles, fds, frame.payload)?;
+            enter_process(&contract, spec, parcel, channel, stderr, reader)?;
             Ok(false)
         }
         ToWorker::Template { spec, preload, contract } => {
@@ -297,22 +313,30 @@ pub fn enter_fresh() -> Result<bool> {
     }
 }
 
-/// Puts what came beside the specification where it belongs. Returns what is to be stderr later on.
-fn take_places(roles: &[Role], fds: Vec<OwnedFd>) -> Result<OwnedFd> {
+/// Puts what came beside the specification where it belongs. Returns what is to be stderr later on, and the
+/// arguments.
+fn take_places(roles: &[Role], fds: Vec<OwnedFd>, payload: Vec<u8>) -> Result<(OwnedFd, Parcel)> {
     if roles.len() != fds.len() {
         let (came, sent) = (fds.len(), roles.len());
-        return Err(Error::protocol(format!("{came} of {sent} descriptors came from the supervisor")));
+        return Err(Error::protocol(format!(
+            "{came} of {sent} descriptors came from the supervisor: its limit of open files is too low for more"
+        )));
     }
-    let mut stderr = None;
+    // First of all: one that has come as 1 or 2, where that was closed, is not to be replaced.
+    let fds = fds.into_iter().map(fd::above_stdio).collect::<Result<Vec<_>>>()?;
+    let (mut stderr, mut content, mut passed) = (None, Content::Bytes(Arc::new(payload)), Vec::new());
     for (role, fd) in roles.iter().zip(fds) {
         match role {
             Role::Stdout => fd::place(fd.as_fd(), 1)?,
             Role::Stderr => stderr = Some(fd),
             Role::Directory => rustix::process::fchdir(&fd)
                 .map_err(|errno| Error::os("change to the working directory", errno))?,
+            Role::Payload => content = Content::Memory(Arc::new(fd)),
+            Role::Passed => passed.push(Arc::new(fd)),
         }
     }
-    stderr.ok_or_else(|| Error::protocol("the supervisor sent no stderr"))
+    let stderr = stderr.ok_or_else(|| Error::protocol("the supervisor sent no stderr"))?;
+    Ok((stderr, Parcel::new(content, passed)))
 }
 
 /// Keeps the promises of the contract.
@@ -330,7 +354,7 @@ fn keep(contract: &Contract) -> Result<()> {
 pub(super) fn enter_process(
     contract: &Contract,
     spec: serde_json::Value,
-    payload: Arc<Vec<u8>>,
+    parcel: Parcel,
     channel: OwnedFd,
     stderr: OwnedFd,
     reader: Reader,
@@ -346,8 +370,7 @@ pub(super) fn enter_process(
         sending: Mutex::new(()),
         stderr: Mutex::new(Some(stderr)),
     };
-    let payload = Mutex::new(Some(payload));
-    install(0, Arc::new(Context { spec, payload, link: Link::Process(link) }))?;
+    install(0, Arc::new(Context { spec, parcel: Arc::new(parcel), link: Link::Process(link) }))?;
     thread::spawn_deaf("th-channel", move || listen(reader.watching(parent), &door))
         .map_err(|error| Error::os("start the thread that reads the channel", error))?;
     process::go_on_without_parent();

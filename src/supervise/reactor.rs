@@ -19,7 +19,9 @@ use super::worker::{State, Worker};
 use crate::error::{Error, Result};
 use crate::interp::door::Door;
 use crate::interp::rungs::pressure::Pressure;
+use crate::spawn::parcel::Content;
 use crate::sys::event::Slot;
+use crate::sys::fd::Received;
 use crate::sys::kick;
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Status};
@@ -39,7 +41,7 @@ pub(super) enum Command {
     /// The thread of a subinterpreter worker is there.
     RunnerStarted(u64, JoinHandle<()>),
     /// A subinterpreter worker said something.
-    Said(u64, FromWorker, Arc<Vec<u8>>),
+    Said(u64, FromWorker, Content),
     /// All code of a subinterpreter worker is over.
     CodeOver(u64),
     /// A subinterpreter worker's target is over, but this many of its threads are not.
@@ -68,6 +70,10 @@ pub(super) struct Process {
     /// `None` once it is closed, by either side.
     channel: Option<OwnedFd>,
     decoder: Decoder,
+    /// What came beside its messages and has not been taken.
+    arrived: Vec<OwnedFd>,
+    /// Something came beside them for which there was no descriptor left here.
+    lost: bool,
     outbox: VecDeque<Outgoing>,
     boot_log: OwnedFd,
     /// What was found below it when it was told to end in a way that it can't hear.
@@ -80,7 +86,7 @@ struct Outgoing {
     bytes: Arc<Vec<u8>>,
     sent: usize,
     /// They go beside the first byte.
-    fds: Vec<OwnedFd>,
+    fds: Vec<Arc<OwnedFd>>,
 }
 
 impl Process {
@@ -89,6 +95,8 @@ impl Process {
             child,
             channel: Some(channel),
             decoder: Decoder::new(),
+            arrived: Vec::new(),
+            lost: false,
             outbox: VecDeque::new(),
             boot_log,
             tree: Tree::default(),
@@ -104,7 +112,7 @@ impl Process {
         self.outbox.push_back(Outgoing { bytes, sent: 0, fds: Vec::new() });
     }
 
-    pub(super) fn post_with_fds(&mut self, bytes: Vec<u8>, fds: Vec<OwnedFd>) {
+    pub(super) fn post_with_fds(&mut self, bytes: Vec<u8>, fds: Vec<Arc<OwnedFd>>) {
         self.outbox.push_back(Outgoing { bytes: Arc::new(bytes), sent: 0, fds });
     }
 
@@ -149,10 +157,13 @@ impl Process {
     }
 
     /// Writes what the channel takes. Whether something is left for later.
-    fn flush(&mut self) -> bool {
+    ///
+    /// # Errors
+    /// What the worker was to be told can't be sent: there is no use in its waiting for that.
+    fn flush(&mut self) -> rustix::io::Result<bool> {
         let Some(channel) = &self.channel else {
             self.outbox.clear();
-            return false;
+            return Ok(false);
         };
         while let Some(item) = self.outbox.front_mut() {
             let rest = &item.bytes[item.sent..];
@@ -168,15 +179,38 @@ impl Process {
                     item.fds.clear();
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return true,
-                Err(_) => {
+                Err(Errno::AGAIN) => return Ok(true),
+                Err(Errno::PIPE | Errno::CONNRESET) => {
                     // The worker has closed its end; how it ends is seen at its pidfd.
                     self.outbox.clear();
-                    return false;
+                    return Ok(false);
+                }
+                // ETOOMANYREFS, mostly: descriptors that are on their way count against a limit too.
+                Err(errno) => {
+                    self.outbox.clear();
+                    return Err(errno);
                 }
             }
         }
-        false
+        Ok(false)
+    }
+
+    /// What goes with a message of the worker's.
+    ///
+    /// # Errors
+    /// It must not go with that message.
+    fn content_of(&mut self, message: &FromWorker, payload: Vec<u8>) -> Result<Content> {
+        if *message != FromWorker::ReturnedInMemory {
+            return Ok(Content::Bytes(Arc::new(payload)));
+        }
+        match self.arrived.pop() {
+            Some(memory) => {
+                memfile::check_sealed(&memory)?;
+                Ok(Content::Memory(Arc::new(memory)))
+            }
+            None if self.lost => Ok(Content::Lost),
+            None => Err(Error::protocol("expected a descriptor beside a result in memory, got none")),
+        }
     }
 }
 
@@ -277,7 +311,7 @@ impl Reactor {
                         child.destroy();
                     }
                 }
-                Command::Said(id, message, payload) => self.said(id, message, payload),
+                Command::Said(id, message, content) => self.said(id, message, content),
                 Command::CodeOver(id) => {
                     if let Some(entry) = self.entries.get_mut(&id) {
                         entry.over_at = entry.climb.map(Climb::rung);
@@ -306,7 +340,8 @@ impl Reactor {
         let id = worker.id;
         let mut failure = None;
         if let Link::Process(process) = &mut link {
-            let wants = if process.flush() { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+            let flushed = process.flush();
+            let wants = if flushed == Ok(true) { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
             let added = epoll::add(
                 &self.epoll,
                 process.child.pidfd(),
@@ -319,7 +354,7 @@ impl Reactor {
                 }
                 None => Ok(()),
             });
-            failure = added.err();
+            failure = flushed.and(added).err();
             // It is on its way by now, and waits for nothing.
             process.oom = Some(lock(&self.supervisor.oom).before(process.pid()));
         }
@@ -371,8 +406,15 @@ impl Reactor {
     fn channel_ready(&mut self, id: u64, flags: EventFlags) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let Link::Process(process) = &mut entry.link else { return };
-        if flags.contains(EventFlags::OUT) && !process.flush() {
-            Self::want(&self.epoll, process, id, EventFlags::IN);
+        if flags.contains(EventFlags::OUT) {
+            match process.flush() {
+                Ok(true) => {}
+                Ok(false) => Self::want(&self.epoll, process, id, EventFlags::IN),
+                Err(errno) => {
+                    self.fail(id, format!("it could not be told what to do: {errno}"));
+                    return;
+                }
+            }
         }
         if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
             self.read_channel(id);
@@ -409,11 +451,18 @@ impl Reactor {
             };
             while taken < share {
                 let room = chunk.len().min(share - taken);
-                match rustix::io::read(channel, &mut chunk[..room]) {
-                    Ok(0) => closed = true,
-                    Ok(count) => {
+                match fd::receive_few(channel, &mut chunk[..room]) {
+                    Ok(Received { count: 0, .. }) => closed = true,
+                    Ok(Received { count, fds, lost }) => {
                         taken += count;
                         process.decoder.push(&chunk[..count]);
+                        process.arrived.extend(fds);
+                        process.lost |= lost;
+                        if process.arrived.len() > 1 {
+                            broken =
+                                Some(Error::protocol("more descriptors than one result in memory takes"));
+                            break;
+                        }
                         continue;
                     }
                     Err(Errno::INTR) => continue,
@@ -424,10 +473,17 @@ impl Reactor {
             }
             while broken.is_none() {
                 match process.decoder.next_frame() {
-                    Ok(Some(frame)) => match message::decode::<FromWorker>(&frame, "a worker's message") {
-                        Ok(message) => messages.push((message, Arc::new(frame.payload))),
-                        Err(error) => broken = Some(error),
-                    },
+                    Ok(Some(frame)) => {
+                        let decoded = message::decode::<FromWorker>(&frame, "a worker's message");
+                        let whole = decoded.and_then(|message| {
+                            let content = process.content_of(&message, frame.payload)?;
+                            Ok((message, content))
+                        });
+                        match whole {
+                            Ok(whole) => messages.push(whole),
+                            Err(error) => broken = Some(error),
+                        }
+                    }
                     Ok(None) => break,
                     Err(error) => broken = Some(error),
                 }
@@ -444,8 +500,8 @@ impl Reactor {
                 entry.seen.failure = Some("it closed the channel in the middle of a message".into());
             }
         }
-        for (message, payload) in messages {
-            self.said(id, message, payload);
+        for (message, content) in messages {
+            self.said(id, message, content);
         }
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match broken {
@@ -466,7 +522,7 @@ impl Reactor {
         }
     }
 
-    fn said(&mut self, id: u64, message: FromWorker, payload: Arc<Vec<u8>>) {
+    fn said(&mut self, id: u64, message: FromWorker, content: Content) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match message {
             FromWorker::Started => {
@@ -478,8 +534,12 @@ impl Reactor {
                 }
             }
             FromWorker::Returned | FromWorker::Raised { .. } => {
-                entry.worker.keep_outcome(payload);
+                entry.worker.keep_outcome(content);
                 entry.seen.report = Some(message);
+            }
+            FromWorker::ReturnedInMemory => {
+                entry.worker.keep_outcome(content);
+                entry.seen.report = Some(FromWorker::Returned);
             }
             FromWorker::Refused => self.supervisor.needs_shared_gil(&entry.worker.target),
             FromWorker::Exited { .. } | FromWorker::Cancelled => entry.seen.report = Some(message),
@@ -502,8 +562,10 @@ impl Reactor {
         match message::encode(message, 0) {
             Ok(bytes) => {
                 process.post(Arc::new(bytes));
-                if process.flush() {
-                    Self::want(&self.epoll, process, id, EventFlags::IN | EventFlags::OUT);
+                match process.flush() {
+                    Ok(true) => Self::want(&self.epoll, process, id, EventFlags::IN | EventFlags::OUT),
+                    Ok(false) => {}
+                    Err(errno) => log::line(format_args!("worker {id} could not be told something: {errno}")),
                 }
             }
             Err(error) => log::line(format_args!("{error}")),

@@ -20,6 +20,7 @@ use crate::interp::attach::Token;
 use crate::interp::door::Door;
 use crate::spawn::clean::CleanThread;
 use crate::spawn::fork::{self, Luggage};
+use crate::spawn::parcel::{Content, Parcel};
 use crate::spawn::request::{Backend, GilPolicy, Request, Stdio, bytes, seconds};
 use crate::spawn::stdio::Streams;
 use crate::spawn::zygote::{self, Refusal, Zygote};
@@ -189,12 +190,7 @@ impl Supervisor {
     /// # Errors
     /// What is wrong with the request; what the operating system refuses; after shutdown. Nothing of
     /// the worker is left behind then.
-    pub fn spawn(
-        self: &Arc<Self>,
-        owner: i64,
-        mut request: Request,
-        payload: Arc<Vec<u8>>,
-    ) -> Result<Arc<Worker>> {
+    pub fn spawn(self: &Arc<Self>, owner: i64, mut request: Request, parcel: Parcel) -> Result<Arc<Worker>> {
         request.check()?;
         let mut ladder = match &request.ladder {
             Some(asked) => Ladder::custom(request.backend, asked)?,
@@ -240,12 +236,12 @@ impl Supervisor {
             lock(&self.oom).look();
         }
         let made = match request.backend {
-            Backend::Subint => self.spawn_subint(&worker, request, streams, payload),
+            Backend::Subint => self.spawn_subint(&worker, request, streams, parcel),
             Backend::Forkserver | Backend::SubintForkserver => {
-                self.spawn_forkserver(&worker, &request, streams.as_ref(), &payload)
+                self.spawn_forkserver(&worker, &request, streams.as_ref(), &parcel)
             }
-            Backend::Fork => self.spawn_fork(&worker, request, streams, payload),
-            Backend::Exec => self.spawn_exec(&worker, request, streams, payload),
+            Backend::Fork => self.spawn_fork(&worker, request, streams, parcel),
+            Backend::Exec => self.spawn_exec(&worker, request, streams, &parcel),
         };
         match made {
             Ok(()) => {
@@ -264,7 +260,7 @@ impl Supervisor {
         worker: &Arc<Worker>,
         request: Request,
         streams: Option<Streams>,
-        payload: Arc<Vec<u8>>,
+        parcel: Parcel,
     ) -> Result<()> {
         let door = Arc::new(Door::new());
         let sys_path =
@@ -275,7 +271,7 @@ impl Supervisor {
             name: worker.name.clone(),
             gils: request.gil.plan(),
             spec: request.spec,
-            payload,
+            parcel: Arc::new(parcel),
             sys_path,
             stdio: streams.map(|streams| [streams.stdout, streams.stderr]),
             door,
@@ -297,7 +293,7 @@ impl Supervisor {
         worker: &Arc<Worker>,
         request: Request,
         streams: Option<Streams>,
-        payload: Arc<Vec<u8>>,
+        parcel: Parcel,
     ) -> Result<()> {
         let (ours, theirs) = fd::channel_pair()?;
         let boot_log = memfile::create("th-boot")?;
@@ -310,7 +306,7 @@ impl Supervisor {
         let luggage = Luggage {
             contract: contract(worker, None),
             spec: request.spec,
-            payload,
+            parcel,
             reading: fd::duplicate(&theirs)?,
             channel: fd::above_stdio(theirs)?,
             stdout: stdout.map(fd::above_stdio).transpose()?,
@@ -330,10 +326,10 @@ impl Supervisor {
         worker: &Arc<Worker>,
         request: Request,
         streams: Option<Streams>,
-        payload: Arc<Vec<u8>>,
+        parcel: &Parcel,
     ) -> Result<()> {
-        let Boot { ours, theirs, log, kept_log, head, along } =
-            Boot::new(worker, &request, streams.as_ref(), &payload)?;
+        let Boot { ours, theirs, log, kept_log, head, along, payload } =
+            Boot::new(worker, &request, streams.as_ref(), parcel)?;
         let child = self.start_process(move || {
             let Request { command, env, cwd, .. } = &request;
             exec::spawn(command, env.as_deref(), cwd.as_deref(), theirs, streams.as_ref(), log)
@@ -347,13 +343,13 @@ impl Supervisor {
         worker: &Arc<Worker>,
         request: &Request,
         streams: Option<&Streams>,
-        payload: &Arc<Vec<u8>>,
+        parcel: &Parcel,
     ) -> Result<()> {
         let interpreter = request.backend.is_subinterpreter().then(|| request.gil.plan().0);
         let mut again = true;
         loop {
-            let Boot { ours, theirs, log, kept_log, head, along } =
-                Boot::new(worker, request, streams, payload)?;
+            let Boot { ours, theirs, log, kept_log, head, along, payload } =
+                Boot::new(worker, request, streams, parcel)?;
             let fds = zygote::Fds { channel: theirs, boot_log: log };
             let start = || {
                 let order = zygote_order(&request.spec, &request.preload)?;
@@ -362,7 +358,7 @@ impl Supervisor {
             match self.zygote.fork(&fds, interpreter, start) {
                 Ok(child) => {
                     let process = Process::new(child, ours, kept_log);
-                    self.watch_fresh(worker, process, head, along, Arc::clone(payload));
+                    self.watch_fresh(worker, process, head, along, payload);
                     return Ok(());
                 }
                 Err(Refusal::Lost(error)) if again => {
@@ -417,7 +413,7 @@ impl Supervisor {
         worker: &Arc<Worker>,
         mut process: Process,
         head: Vec<u8>,
-        along: Vec<OwnedFd>,
+        along: Vec<Arc<OwnedFd>>,
         payload: Arc<Vec<u8>>,
     ) {
         process.post_with_fds(head, along);
@@ -510,8 +506,8 @@ struct RunnerReports {
 }
 
 impl Reports for RunnerReports {
-    fn message(&self, message: FromWorker, payload: Arc<Vec<u8>>) {
-        self.supervisor.order(Command::Said(self.worker.id, message, payload));
+    fn message(&self, message: FromWorker, content: Content) {
+        self.supervisor.order(Command::Said(self.worker.id, message, content));
     }
 
     fn refused_own_gil(&self) {
@@ -539,11 +535,13 @@ struct Boot {
     kept_log: OwnedFd,
     head: Vec<u8>,
     /// Goes beside the head.
-    along: Vec<OwnedFd>,
+    along: Vec<Arc<OwnedFd>>,
+    /// Follows the head.
+    payload: Arc<Vec<u8>>,
 }
 
 impl Boot {
-    fn new(worker: &Worker, request: &Request, streams: Option<&Streams>, payload: &[u8]) -> Result<Self> {
+    fn new(worker: &Worker, request: &Request, streams: Option<&Streams>, parcel: &Parcel) -> Result<Self> {
         let (ours, theirs) = fd::channel_pair()?;
         let log = memfile::create("th-boot")?;
         let kept_log = fd::duplicate(&log)?;
@@ -551,7 +549,7 @@ impl Boot {
             Some(streams) => fd::duplicate(streams.stderr.as_fd())?,
             None => host_stream(rustix::stdio::stderr())?,
         };
-        let (mut roles, mut along, mut umask) = (vec![Role::Stderr], vec![stderr], None);
+        let (mut roles, mut along, mut umask) = (vec![Role::Stderr], vec![Arc::new(stderr)], None);
         if request.backend.has_zygote() {
             // A process that was started by this one would have these from it.
             let stdout = match streams {
@@ -563,12 +561,21 @@ impl Boot {
                 None => ".".into(),
             };
             roles.extend([Role::Stdout, Role::Directory]);
-            along.extend([stdout, fd::directory(cwd.as_ref())?]);
+            along.extend([stdout, fd::directory(cwd.as_ref())?].map(Arc::new));
             umask = procfs::umask();
         }
+        let content = parcel.content()?;
+        let payload = content.bytes();
+        if let Content::Memory(memory) = content {
+            roles.push(Role::Payload);
+            along.push(memory);
+        }
+        let passed = parcel.passed();
+        roles.resize(roles.len() + passed.len(), Role::Passed);
+        along.extend(passed);
         let spec = ToWorker::Spec { spec: request.spec.clone(), contract: contract(worker, umask), roles };
         let head = message::encode(&spec, payload.len())?;
-        Ok(Self { ours, theirs, log, kept_log, head, along })
+        Ok(Self { ours, theirs, log, kept_log, head, along, payload })
     }
 }
 

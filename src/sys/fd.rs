@@ -94,14 +94,19 @@ fn place_with(fd: BorrowedFd<'_>, number: RawFd, flags: DupFlags) -> rustix::io:
     rustix::io::dup3(fd, &mut target, flags)
 }
 
-/// Takes over an fd that an exec'd program was given by number.
+/// A copy of a descriptor that is known by its number: one that Python holds, or that a program was
+/// started with.
 ///
 /// # Errors
-/// EBADF when there is no such fd.
-pub fn adopt_inherited(number: RawFd) -> Result<OwnedFd> {
-    // SAFETY: borrowed for one call only; a number that is not open gives EBADF, never memory errors.
-    let inherited = unsafe { BorrowedFd::borrow_raw(number) };
-    duplicate(inherited)
+/// EBADF when there is no such fd; EMFILE.
+pub fn duplicate_number(number: RawFd) -> Result<OwnedFd> {
+    if number < 0 {
+        return Err(Error::os("copy a descriptor", Errno::BADF));
+    }
+    // SAFETY: borrowed for one call only, and not -1, which is no descriptor; a number that is not open gives
+    // EBADF, never memory errors.
+    let found = unsafe { BorrowedFd::borrow_raw(number) };
+    duplicate(found)
 }
 
 /// A descriptor on which every read and write fails with EBADF, for [`neutralise_inherited`].
@@ -164,8 +169,22 @@ pub fn write_all(fd: impl AsFd, mut bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// The most descriptors that go beside one message.
-pub const MOST_FDS: usize = 4;
+/// The same, with descriptors beside the first byte.
+///
+/// # Errors
+/// As [`write_all`]; those of [`send_with_fds`].
+pub fn write_all_with_fds(fd: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+    loop {
+        match send_with_fds(&fd, bytes, fds) {
+            Ok(count) => return write_all(&fd, &bytes[count..]),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// The most descriptors that go beside one message: the kernel's limit.
+pub const MOST_FDS: usize = 253;
 
 /// Sends `bytes` with descriptors (at most [`MOST_FDS`]) beside the first of them; returns how many
 /// bytes went.
@@ -187,28 +206,57 @@ pub fn send_with_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) ->
 /// # Errors
 /// The operating system's; `UnexpectedEof` at the end of the stream.
 pub fn receive_with_fds(socket: impl AsFd) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     let mut bytes = vec![0; 1 << 16];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = loop {
-        let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
-        match recvmsg(&socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+    let Received { count, fds, .. } = loop {
+        match receive(&socket, &mut bytes, &mut space) {
             Err(Errno::INTR) => {}
             outcome => break outcome?,
         }
     };
-    if received.bytes == 0 {
+    if count == 0 {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     }
-    bytes.truncate(received.bytes);
-    let mut found = Vec::new();
+    bytes.truncate(count);
+    Ok((bytes, fds))
+}
+
+/// What [`receive_few`] found.
+#[derive(Debug)]
+pub struct Received {
+    /// Bytes; 0 at the end of the stream.
+    pub count: usize,
+    /// What came beside them.
+    pub fds: Vec<OwnedFd>,
+    /// More was sent beside them: there was no number left for it here, or too much of it.
+    pub lost: bool,
+}
+
+/// Receives into `bytes`, and next to them a descriptor or two: from a peer that is not trusted with more.
+///
+/// # Errors
+/// The operating system's.
+pub fn receive_few(socket: impl AsFd, bytes: &mut [u8]) -> rustix::io::Result<Received> {
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    receive(socket, bytes, &mut space)
+}
+
+fn receive(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+    space: &mut [std::mem::MaybeUninit<u8>],
+) -> rustix::io::Result<Received> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+    let mut ancillary = RecvAncillaryBuffer::new(space);
+    let mut parts = [std::io::IoSliceMut::new(bytes)];
+    let received = recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let mut fds = Vec::new();
     for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            found.extend(fds);
+        if let RecvAncillaryMessage::ScmRights(came) = message {
+            fds.extend(came);
         }
     }
-    Ok((bytes, found))
+    Ok(Received { count: received.bytes, fds, lost: received.flags.contains(ReturnFlags::CTRUNC) })
 }
 
 /// A counter that is readable once [`raise`] has been called on it.

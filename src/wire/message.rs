@@ -49,6 +49,10 @@ pub enum Role {
     Stderr,
     /// The directory that it is to work in.
     Directory,
+    /// The file in memory that holds what the message's payload would.
+    Payload,
+    /// Something that its arguments refer to, by its place among those with this role.
+    Passed,
 }
 
 /// What the host says to its zygote.
@@ -124,6 +128,8 @@ pub enum FromWorker {
     Started,
     /// The target returned. Payload: the pickled value.
     Returned,
+    /// The same; the value is in the file in memory that comes beside the message.
+    ReturnedInMemory,
     /// It raised. Payload: the pickled exception with its causes, as `_remote` packs it.
     Raised {
         /// `Type: message`.
