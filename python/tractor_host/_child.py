@@ -126,6 +126,9 @@ def _leave_the_parent_behind() -> None:
     import signal
 
     atexit._clear()
+    if (threading := sys.modules.get("threading")) is not None:
+        # The parent's executors have their threads woken by these, over descriptors that are gone.
+        threading._threading_atexits.clear()
     signal.set_wakeup_fd(-1)
     # The kernel has them at their defaults already; Python must know.
     for number in range(1, 65):
