@@ -3,6 +3,7 @@
 It is imported by every worker, so it imports nothing that it can do without.
 """
 
+import _pickle as pickle
 import _thread
 import sys
 
@@ -379,6 +380,9 @@ def _run_in_thread(target: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _dump(value: object) -> tuple[bytes, int | None]:
+    # Most results are one of these; in a fresh process every function that is not called saves pages of it.
+    if type(value) in _PLAIN:
+        return pickle.dumps(value, 5), None
     try:
         packed = Packed(value)
     except Exception as error:
@@ -386,6 +390,10 @@ def _dump(value: object) -> tuple[bytes, int | None]:
             f"the result of type {type(value).__qualname__} cannot be pickled: {error}"
         ) from error
     return packed.content("th-result")
+
+
+#: Types without parts, of which no value is large to speak of.
+_PLAIN = (type(None), bool, int, float)
 
 
 def _exit_code(error: SystemExit) -> int:
