@@ -28,8 +28,9 @@ test: build ## run every check and test, and print the totals
 lint: build ## run the checks alone: format, clippy, ruff, mypy
 	@scripts/test --lint
 
-bench: build ## time spawning
+bench: build ## time spawning and sharing
 	$(VENV)/bin/python benches/spawn.py
+	$(VENV)/bin/python benches/share.py
 
 clean: ## remove what was built; .venv and the cached CPython stay
 	rm -rf target .mypy_cache .pytest_cache .ruff_cache python/tractor_host/*.so

@@ -71,6 +71,7 @@ def owned() -> dict[str, Any]:
         "children": [pid for pid in found["children"] if pid not in stays["processes"]],
         "interpreters": sorted(id for id, _ in _interpreters.list_all()),
         "shm": sorted(os.listdir("/dev/shm")),
+        "memory": [line for line in Path("/proc/self/maps").read_text().splitlines() if "/memfd:th-" in line],
         "workers": [info["name"] for info in _native.workers()],
     }
 
@@ -128,6 +129,7 @@ def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
         and set(after["children"]) <= set(before["children"])
         and len(after["interpreters"]) <= len(before["interpreters"])
         and set(after["shm"]) <= set(before["shm"])
+        and len(after["memory"]) <= len(before["memory"])
         and after["workers"] == before["workers"]
     )
 

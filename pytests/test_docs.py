@@ -122,7 +122,7 @@ def test_make_targets_that_are_named_exist() -> None:
 
 def test_commands_and_options_of_the_launcher_that_are_named_exist(launcher: Path) -> None:
     topics = (["help"], ["help", "run"], ["bench", "--help"])
-    topics += (["bench", "kill", "--help"], ["bench", "spawn", "--help"])
+    topics += (["bench", "kill", "--help"], ["bench", "spawn", "--help"], ["bench", "share", "--help"])
     texts = [run(launcher, *topic, cwd=ROOT) for topic in topics]
     # For its own use, and in no help.
     texts.append((ROOT / "src" / "cli" / "args.rs").read_text().replace('Arg::Long("child")', "--child"))

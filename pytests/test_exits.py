@@ -351,7 +351,8 @@ def test_a_big_result_followed_by_a_signal_is_whole(process_backend: str) -> Non
 def test_a_big_result_cut_short_by_a_death_is_no_result(process_backend: str) -> None:
     """Its thread waits until some of it has been sent, and kills the process in the middle of it."""
     code = """
-    import os, threading, signal, socket, pickle
+    import os, threading, signal, socket, pickle, resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # so that it goes through the channel, and by no file in memory
     class Slow:
         def __reduce__(self):
             threading.Thread(target=die).start()

@@ -12,9 +12,10 @@ import tractor_host as th
 from tractor_host import _native
 
 PUBLIC = {
-    "BACKENDS", "Cancelled", "Exit", "Quarantined", "RemoteError", "Source", "Statistics", "StuckFrame",
-    "StuckThread", "Worker", "WorkerAbandoned", "WorkerCancelled", "WorkerDied", "WorkerError",
-    "WorkerKilled", "__version__", "preload", "quarantine", "rungs", "spawn", "statistics", "workers",
+    "BACKENDS", "Cancelled", "Exit", "Fd", "Quarantined", "RemoteError", "Shared", "Source", "Statistics",
+    "StuckFrame", "StuckThread", "Worker", "WorkerAbandoned", "WorkerCancelled", "WorkerDied", "WorkerError",
+    "WorkerKilled", "__version__", "preload", "quarantine", "rungs", "share", "spawn",
+    "statistics", "workers",
 }  # fmt: skip
 
 

@@ -303,3 +303,25 @@ def test_a_fork_from_inside_a_subinterpreter_is_refused(gil: str) -> None:
         worker.result(timeout=30)
     assert isinstance(raised.value.__cause__, RuntimeError)
     assert "fork not supported" in str(raised.value.__cause__)
+
+
+def test_a_forked_worker_does_not_end_the_executors_of_its_host(program: Callable[..., Program]) -> None:
+    """Their clean-up is registered with `threading`, and would write to descriptors that are gone."""
+    ended = program(
+        """
+        import multiprocessing
+        from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+        import tractor_host as th
+
+        if __name__ == "__main__":
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(1, mp_context=context) as processes, ThreadPoolExecutor(1) as threads:
+                assert processes.submit(abs, -1).result(30) == threads.submit(abs, -1).result(30) == 1
+                with th.spawn("os:getpid", backend="fork", stdio="pipe") as worker:
+                    assert worker.result(timeout=30) == worker.pid
+                    print(worker.stderr.decode(), end="")
+                assert processes.submit(abs, -2).result(30) == 2
+            print("good")
+        """
+    ).run()
+    assert (ended.stdout, ended.stderr) == ("good\n", "")

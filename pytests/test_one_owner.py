@@ -120,6 +120,19 @@ dead = th.spawn(th.Source("import os; os._exit(7)"), backend=inner).wait(30)
     assert (kind, exit_code) == ("exited", 7)
 
 
+def test_large_things_descriptors_and_shared_ones_go_along(inner: str) -> None:
+    code = """
+reading, writing = os.pipe()
+os.write(writing, b"hello")
+held = th.share(b"s" * (2 << 20))
+look = th.Source("import os\\n(len(args[0]), os.read(args[1].fileno(), 5), bytes(args[2].get()[:2]), b'x' * (3 << 20))")
+*rest, back = th.spawn(look, b"a" * (4 << 20), th.Fd(reading), held, backend=inner).result(30)
+(rest, len(back))
+"""
+    rest, back = nested(code, inner).result(timeout=PATIENCE)
+    assert (rest, back) == ([4 << 20, b"hello", b"ss"], 3 << 20)
+
+
 def test_inherited_output_goes_where_the_worker_s_goes(inner: str) -> None:
     code = "th.spawn('builtins:print', 'from below', backend=inner).result(30)"
     with nested(code, inner, stdio="pipe") as worker:
@@ -345,7 +358,7 @@ SPAWN = {"type": "spawn", "standing": {"umask": 0, "limits": [], "nice": 0}, "ro
     ids=["no request", "no descriptors", "cancel nobody", "kill nobody"],
 )
 def test_nonsense_harms_nobody(wish: dict[str, Any]) -> None:
-    code = "from tractor_host import _native\n_native.child_send(args[1], b'')\n'went on'"
+    code = "from tractor_host import _native\n_native.child_send(args[1], b'', None)\n'went on'"
     assert nested(code, "", {**WISH, "wish": wish}).result(timeout=PATIENCE) == "went on"
 
 

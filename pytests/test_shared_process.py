@@ -75,6 +75,17 @@ def test_each_has_its_results_its_errors_and_its_output(gil: str) -> None:
         assert len(lodge("operator:mul", b"x", 3 << 20, gil=gil).result(timeout=PATIENCE)) == 3 << 20
 
 
+def test_large_things_and_descriptors_go_along(gil: str) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"hello")
+    look = th.Source("import os\n(len(args[0]), os.read(args[1].fileno(), 5), b'x' * (3 << 20))")
+    with running(lodge(IDLE)):
+        size, text, back = lodge(look, b"a" * (4 << 20), th.Fd(reading), gil=gil).result(timeout=PATIENCE)
+    assert (size, text, len(back)) == (4 << 20, b"hello", 3 << 20)
+    os.close(reading)
+    os.close(writing)
+
+
 def test_many_from_many_threads() -> None:
     def one(index: int) -> int:
         gil = ("shared", "own", "auto")[index % 3]

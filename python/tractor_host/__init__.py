@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         WorkerKilled,
     )
     from tractor_host._quarantine import Quarantined, StuckFrame, StuckThread, quarantine
+    from tractor_host._share import Fd, Shared, share
     from tractor_host._spawn import BACKENDS, Statistics, preload, rungs, spawn, statistics, workers
     from tractor_host._target import Source
     from tractor_host._worker import Exit, Worker
@@ -32,8 +33,10 @@ __all__ = [
     "BACKENDS",
     "Cancelled",
     "Exit",
+    "Fd",
     "Quarantined",
     "RemoteError",
+    "Shared",
     "Source",
     "Statistics",
     "StuckFrame",
@@ -48,6 +51,7 @@ __all__ = [
     "preload",
     "quarantine",
     "rungs",
+    "share",
     "spawn",
     "statistics",
     "workers",
@@ -57,8 +61,10 @@ _HOMES = {
     "BACKENDS": "_spawn",
     "Cancelled": "_errors",
     "Exit": "_worker",
+    "Fd": "_share",
     "Quarantined": "_quarantine",
     "RemoteError": "_errors",
+    "Shared": "_share",
     "Source": "_target",
     "Statistics": "_spawn",
     "StuckFrame": "_quarantine",
@@ -72,6 +78,7 @@ _HOMES = {
     "preload": "_spawn",
     "quarantine": "_quarantine",
     "rungs": "_spawn",
+    "share": "_share",
     "spawn": "_spawn",
     "statistics": "_spawn",
     "workers": "_spawn",

@@ -9,6 +9,7 @@ import sys
 
 from tractor_host import _native
 from tractor_host._errors import Cancelled
+from tractor_host._parcel import Packed, opened, unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def main() -> None:
             _native.child_apart(spec["gil"])  # it does not return
         _prepare(spec)
         if spec["wall"] == "house":
-            _native.child_send({"type": "started"}, b"")
+            _native.child_send({"type": "started"}, b"", None)
             _native.child_house()  # it does not return
         code = _work(spec)
         _wind_up(is_process)
@@ -173,6 +174,9 @@ def _leave_the_parent_behind() -> None:
     import signal
 
     atexit._clear()
+    if (threading := sys.modules.get("threading")) is not None:
+        # The parent's executors have their threads woken by these, over descriptors that are gone.
+        threading._threading_atexits.clear()
     signal.set_wakeup_fd(-1)
     # The kernel has them at their defaults already; Python must know.
     for number in range(1, 65):
@@ -277,26 +281,27 @@ def _work(spec: dict[str, Any]) -> int:
     try:
         target, args, kwargs = _load(spec)
         run = _runner(spec, target)
-        _native.child_send({"type": "started"}, b"")
+        _native.child_send({"type": "started"}, b"", None)
         booted = True
         try:
             value = run(target, args, kwargs)
         finally:
             set_canceller(None)
             _take_late_cancellation()
-        payload = _dump(value)
+        payload, memory = _dump(value)
     except Cancelled as error:
         if not _cancelled:
             return _report_raised(error, boot=not booted)
-        _native.child_send({"type": "cancelled"}, b"")
+        _native.child_send({"type": "cancelled"}, b"", None)
         return 0
     except SystemExit as error:
         code = _exit_code(error)
-        _native.child_send({"type": "exited", "code": code}, b"")
+        _native.child_send({"type": "exited", "code": code}, b"", None)
         return code
     except BaseException as error:
         return _report_raised(error, boot=not booted)
-    _native.child_send({"type": "returned"}, payload)
+    message = {"type": "returned" if memory is None else "returned_in_memory"}
+    _native.child_send(message, payload, memory)
     return 0
 
 
@@ -312,7 +317,7 @@ def _take_late_cancellation() -> None:
 def _load(spec: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     if spec["main"] is not None:
         _make_main(*spec["main"])
-    kind, reference, args, kwargs = pickle.loads(_native.child_payload())
+    kind, reference, args, kwargs = unpack(opened(_native.child_payload()))
     if kind == "name":
         return _find(reference), args, kwargs
     if kind == "source":
@@ -430,13 +435,21 @@ def _run_in_thread(target: Any, args: Any, kwargs: Any) -> Any:
 # -- after the target --------------------------------------------------------------------------------
 
 
-def _dump(value: object) -> bytes:
+def _dump(value: object) -> tuple[bytes, int | None]:
+    # Most results are one of these; in a fresh process every function that is not called saves pages of it.
+    if type(value) in _PLAIN:
+        return pickle.dumps(value, 5), None
     try:
-        return pickle.dumps(value, 5)
+        packed = Packed(value)
     except Exception as error:
         raise TypeError(
             f"the result of type {type(value).__qualname__} cannot be pickled: {error}"
         ) from error
+    return packed.content("th-result")
+
+
+#: Types without parts, of which no value is large to speak of.
+_PLAIN = (type(None), bool, int, float)
 
 
 def _exit_code(error: SystemExit) -> int:
@@ -459,7 +472,7 @@ def _report_raised(error: BaseException, *, boot: bool) -> int:
         "boot": boot,
         "refused": refuses_own_gil(error),
     }
-    _native.child_send(message, _remote.dump(error))
+    _native.child_send(message, _remote.dump(error), None)
     return 1
 
 

@@ -7,6 +7,8 @@ import pickle
 import traceback
 from typing import Any
 
+from tractor_host._parcel import unpack
+
 
 class UnpicklableError(Exception):
     """Stands in for an exception that could not be brought over: its type's name and its text."""
@@ -34,14 +36,14 @@ def dump(error: BaseException) -> bytes:
     return pickle.dumps((nodes, text), 5)
 
 
-def load(payload: bytes, *, raised: bool) -> tuple[bool, Any]:
+def load(payload: bytes | memoryview, *, raised: bool) -> tuple[bool, Any]:
     """Unpacks what a worker ended with.
 
     Returns:
         `(True, value)`, or `(False, (exception, traceback text))`.
     """
     try:
-        content = pickle.loads(payload)
+        content = unpack(payload)
         if not raised:
             return True, content
         nodes, text = content

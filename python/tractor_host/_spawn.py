@@ -159,7 +159,13 @@ def spawn(
         "spec": spec,
     }
     _end_workers_at_exit()
-    worker = Worker._of(_native.spawn(request, packed.payload), warns=True)
+    payload, memory = packed.packed.content("th-arguments")
+    try:
+        info = _native.spawn(request, payload, memory, packed.passed)
+    finally:
+        if memory is not None:
+            _native.fd_close(memory)
+    worker = Worker._of(info, warns=True)
     if wall in _ZYGOTE:
         for module, traceback in _native.preload_failures():
             warnings.warn(

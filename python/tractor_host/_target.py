@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
+
+from tractor_host._parcel import Packed
+
+if TYPE_CHECKING:
+    from tractor_host._share import Passing
 
 __all__ = ["Source", "Target"]
 
@@ -46,10 +50,11 @@ class Target:
 
     Attributes:
         description: In words, and the key under which the supervisor remembers it.
-        payload: Pickled, for `_child` to unpack.
+        packed: Pickled, for `_child` to unpack.
+        passed: The descriptors that are referred to. They are not its own.
     """
 
-    __slots__ = ("description", "payload")
+    __slots__ = ("_passing", "description", "packed")
 
     def __init__(
         self,
@@ -78,15 +83,30 @@ class Target:
             if not isinstance(key, str):
                 raise TypeError(f"kwargs must have strings as keys, not {key!r}")
         try:
-            self.payload = pickle.dumps((kind, reference, tuple(args), dict(kwargs)), 5)
+            self.packed, self._passing = _pack((kind, reference, tuple(args), dict(kwargs)))
         except Exception as error:
             _blame(reference if kind == "callable" else None, args, kwargs, error)
             raise
 
     @property
+    def passed(self) -> list[int]:
+        return [] if self._passing is None else self._passing.numbers
+
+    @property
     def needs_main(self) -> bool:
         """Whether something in it is looked up in `__main__` by the worker: pickle names the module."""
-        return b"__main__" in self.payload
+        return self.packed.names(b"__main__")
+
+
+def _pack(value: object) -> tuple[Packed, Passing | None]:
+    # Loaded by whoever has anything to pass.
+    share = sys.modules.get("tractor_host._share")
+    if share is None and "socket" in sys.modules:
+        from tractor_host import _share as share
+    if share is None:
+        return Packed(value), None
+    passing: Passing = share.Passing()
+    return Packed(value, passing.table()), passing
 
 
 def describe(target: Callable[..., Any]) -> str:
@@ -101,7 +121,7 @@ def _blame(target: object, args: Sequence[Any], kwargs: Mapping[str, Any], error
     """Raises the TypeError that names what can't be pickled."""
     if target is not None:
         try:
-            pickle.dumps(target, 5)
+            _pack(target)
         except Exception as reason:
             raise TypeError(
                 f"the target {target!r} cannot be sent to a worker ({reason}); use a function that can be "
@@ -111,7 +131,7 @@ def _blame(target: object, args: Sequence[Any], kwargs: Mapping[str, Any], error
     named += [(f"argument {key!r}", value) for key, value in kwargs.items()]
     for name, value in named:
         try:
-            pickle.dumps(value, 5)
+            _pack(value)
         except Exception as reason:
             raise TypeError(
                 f"{name} of type {type(value).__qualname__} cannot be pickled: {reason}"

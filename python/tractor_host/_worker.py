@@ -155,11 +155,15 @@ class Worker:
     def result(self, timeout: float | None = None) -> Any:
         """Waits for its end and returns its target's value.
 
+        Of a value over 1 MiB, the buffers (a numpy array's data, say) lie where the worker has put them: they
+        are not copied. They can be written to, and are freed with the last object that refers to them.
+
         Raises:
             RemoteError: The target raised; the exception is `__cause__`.
             WorkerDied: It ended without a result, and nobody had asked for that.
             WorkerKilled: It was ended on request (`WorkerCancelled`: cleanly; `WorkerAbandoned`: not even).
             TimeoutError: It has not ended by then. It runs on.
+            OSError: There was no descriptor left here for a large value.
         """
         found = self.wait(timeout)
         what = f"worker {self.name!r} ({self.backend}, {self.target})"
@@ -178,11 +182,11 @@ class Worker:
 
     def _value(self, found: Exit, what: str) -> Any:
         if self._loaded is None:
-            from tractor_host import _remote
+            from tractor_host import _parcel, _remote
 
             payload = _native.outcome(self._key)
             assert payload is not None, "a worker that returned or raised sent something"
-            self._loaded = _remote.load(payload, raised=found.kind == "raised")
+            self._loaded = _remote.load(_parcel.opened(payload), raised=found.kind == "raised")
         good, value = self._loaded
         if good:
             return value

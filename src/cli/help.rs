@@ -22,7 +22,8 @@ usage: tractor-host run [--main plain|subint] [--backend B] PROGRAM [ARG…]
 
 run      run a Python program as python3.14 does (`tractor-host help run` has more)
 pytest   run pytest under the embedded interpreter
-bench    measure; `bench kill` shows how each shape of stuck code ends, `bench spawn` what a start costs
+bench    measure; `bench kill` shows how each shape of stuck code ends, `bench spawn` what a start costs,
+         `bench share` what it costs to carry a large array there and back
 doctor   tell whether this machine has everything that tractor-host needs
 ";
 

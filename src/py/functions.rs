@@ -1,5 +1,6 @@
 //! What Python may ask of the supervisor.
 
+use std::os::fd::IntoRawFd;
 use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
@@ -11,10 +12,12 @@ use crate::ffi::module::{Call, Function, Table};
 use crate::ffi::value::{Arg, Value};
 use crate::interp::attach::{Token, with_current};
 use crate::interp::{call, rungs};
+use crate::spawn::parcel::{self, Content, Parcel};
 use crate::spawn::request::{Backend, GilPolicy, Request, seconds};
 use crate::spawn::zygote::serve;
-use crate::spawn::{apart, context};
+use crate::spawn::{apart, context, held};
 use crate::supervise::{Rung, Supervisor};
+use crate::sys::memfile;
 use crate::wire::message::{FromWorker, PreloadFailure};
 
 /// Declares a function of the module: its Rust type, its Python signature, its docstring.
@@ -44,12 +47,19 @@ macro_rules! native {
     (@slash $($argument:literal)+) => { ", /" };
 }
 
-native!(Spawn, "spawn", ("request", "payload"), waits: true,
-"Make a worker and set it to work; returns what `info` does.",
+native!(Spawn, "spawn", ("request", "payload", "memory", "passed"), waits: true,
+"Make a worker and set it to work; returns what `info` does. What it is to run is in `payload`, or in the file in \
+ memory with the descriptor `memory`, if that is not None; it refers to the descriptors `passed` by their place. \
+ They are copied.",
 |call, args| {
     let request: Request = serde_json::from_value(json(args, 0)?.clone())
         .map_err(|error| Error::invalid(format!("a malformed request: {error}")))?;
-    let worker = Supervisor::get()?.spawn(call.interpreter, request, Arc::new(bytes(args, 1)?.to_vec()))?;
+    let memory = serde_json::from_value(json(args, 2)?.clone())
+        .map_err(|error| Error::invalid(format!("no descriptor: {error}")))?;
+    let passed: Vec<i32> = serde_json::from_value(json(args, 3)?.clone())
+        .map_err(|error| Error::invalid(format!("no descriptors: {error}")))?;
+    let parcel = Parcel::of_numbers(bytes(args, 1)?, memory, &passed)?;
+    let worker = Supervisor::get()?.spawn(call.interpreter, request, parcel)?;
     Ok(worker.info().into())
 });
 native!(Info, "info", ("id"), waits: false,
@@ -74,8 +84,12 @@ native!(Exit, "exit", ("id"), waits: false,
     Ok(serde_json::to_value(exit).map_err(|error| Error::state(error.to_string()))?.into())
 });
 native!(Outcome, "outcome", ("id"), waits: false,
-    "The pickled value or exception that a worker ended with, or None.",
-    |_, args| Ok(supervisor()?.worker(id(args)?)?.outcome().map_or(Value::NONE, Value::Bytes)));
+"The pickled value or exception that a worker ended with, or None; or the descriptor, which is the caller's, of the \
+ file in memory that it is in.",
+|call, args| match supervisor()?.worker(id(args)?)?.outcome() {
+    Some(content) => content_value(call, content),
+    None => Ok(Value::NONE),
+});
 native!(Output, "output", ("id", "stderr"), waits: false,
 "What a worker has written to stdout (or stderr) so far, where that is collected.",
 |_, args| {
@@ -230,17 +244,55 @@ native!(ChildSpec, "child_spec", (), waits: false,
     "What this interpreter, a worker, was asked to do.",
     |call, _| Ok(context::current(call.interpreter)?.spec().into()));
 native!(ChildPayload, "child_payload", (), waits: false,
-    "The pickled target and arguments of this interpreter, a worker; once.",
-    |call, _| context::current(call.interpreter)?.take_payload().map(Value::Bytes));
+    "The pickled target and arguments of this interpreter, a worker; or the descriptor, which is the caller's, of \
+     the file in memory that they are in. Once.",
+    |call, _| content_value(call, context::current(call.interpreter)?.take_content()?));
+native!(ChildTake, "child_take", ("index"), waits: false,
+"A descriptor that the arguments of this interpreter, a worker, refer to; it is the caller's. Once.",
+|call, args| {
+    let index = json(args, 0)?.as_u64().and_then(|index| usize::try_from(index).ok());
+    let index = index.ok_or_else(|| Error::invalid("a place is a positive integer"))?;
+    let fd = context::current(call.interpreter)?.take_passed(index)?;
+    Ok(json!(held::hold(call.interpreter, fd)?).into())
+});
+native!(MemoryCreate, "memory_create", ("name"), waits: false,
+"A new file in memory; its descriptor is the caller's.",
+|call, args| {
+    let name = json(args, 0)?.as_str().ok_or_else(|| Error::invalid("a name is a str"))?;
+    Ok(json!(held::hold(call.interpreter, memfile::sealable(name)?)?).into())
+});
+native!(MemorySeal, "memory_seal", ("fd"), waits: false,
+"Make a file in memory immutable, by a descriptor that is the caller's.",
+|call, args| {
+    let fd = held::take(call.interpreter, number(args, 0)?)?;
+    let sealed = memfile::seal(&fd);
+    held::hold(call.interpreter, fd)?;
+    sealed.map(|()| Value::NONE)
+});
+native!(FdClose, "fd_close", ("fd"), waits: false,
+"Close a descriptor that is the caller's, and has been got from here. Nothing happens if it is closed, or was a \
+ parent's.",
+|call, args| {
+    held::close(call.interpreter, number(args, 0)?);
+    Ok(Value::NONE)
+});
+native!(FdDetach, "fd_detach", ("fd"), waits: false,
+"Give a descriptor that has been got from here out of hand: it is not closed with the interpreter any more.",
+|call, args| Ok(json!(held::take(call.interpreter, number(args, 0)?)?.into_raw_fd()).into()));
 native!(ChildStdio, "child_stdio", (), waits: false,
     "The fds of stdout and stderr of this interpreter, a worker; None for the process's. They are only lent.",
     |call, _| Ok(json!(context::current(call.interpreter)?.stdio()).into()));
-native!(ChildSend, "child_send", ("message", "payload"), waits: true,
-"Say something to the supervisor of this interpreter, a worker.",
+native!(ChildSend, "child_send", ("message", "payload", "memory"), waits: true,
+"Say something to the supervisor of this interpreter, a worker; with `payload`, or with the sealed file in memory \
+ whose descriptor, the caller's until then, is `memory`, if that is not None.",
 |call, args| {
     let message: FromWorker = serde_json::from_value(json(args, 0)?.clone())
         .map_err(|error| Error::invalid(format!("a malformed message: {error}")))?;
-    context::current(call.interpreter)?.send(&message, bytes(args, 1)?)?;
+    let content = match json(args, 2)? {
+        Json::Null => Content::Bytes(Arc::new(bytes(args, 1)?.to_vec())),
+        _ => Content::Memory(Arc::new(held::take(call.interpreter, number(args, 2)?)?)),
+    };
+    context::current(call.interpreter)?.send(&message, &content)?;
     Ok(Value::NONE)
 });
 native!(
@@ -313,6 +365,11 @@ pub(super) fn table() -> Table {
         .with::<ChildRehearse>()
         .with::<ChildSpec>()
         .with::<ChildPayload>()
+        .with::<ChildTake>()
+        .with::<MemoryCreate>()
+        .with::<MemorySeal>()
+        .with::<FdClose>()
+        .with::<FdDetach>()
         .with::<ChildStdio>()
         .with::<ChildSend>()
         .with::<ChildRaiseCancelled>()
@@ -339,6 +396,24 @@ fn bytes<'a>(args: &[Arg<'a>], index: usize) -> Result<&'a [u8]> {
     match args.get(index) {
         Some(Arg::Bytes(bytes)) => Ok(bytes),
         _ => Err(Error::invalid(format!("argument {} must be bytes", index + 1))),
+    }
+}
+
+/// A descriptor by its number.
+fn number(args: &[Arg<'_>], index: usize) -> Result<i32> {
+    let number = json(args, index)?.as_i64().and_then(|number| i32::try_from(number).ok());
+    number.ok_or_else(|| Error::invalid("a descriptor is a small integer"))
+}
+
+/// A pickle, or a descriptor of the caller's to where it is.
+fn content_value(call: &Call, content: Content) -> Result<Value> {
+    match content {
+        Content::Bytes(bytes) => Ok(Value::Bytes(bytes)),
+        Content::Memory(memory) => Ok(json!(held::hold(call.interpreter, parcel::own(memory)?)?).into()),
+        Content::Lost => {
+            let errno = std::io::Error::from_raw_os_error(libc::EMFILE);
+            Err(Error::os("receive the worker's result, which came as a descriptor", errno))
+        }
     }
 }
 

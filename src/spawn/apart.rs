@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::context::{SecondLife, leave_process};
+use super::parcel::Content;
 use super::request::{GilPolicy, path_of};
 use crate::error::Result;
 use crate::interp::attach::{Attached, Token};
@@ -43,7 +44,7 @@ fn live(gil: Gil, fall_back: Option<Gil>) -> Result<()> {
     if life.refused
         && let Some(gil) = fall_back
     {
-        super::context::current(0)?.send(&FromWorker::Refused, &[])?;
+        super::context::current(0)?.send(&FromWorker::Refused, &Content::Bytes(Arc::default()))?;
         // The refused one is left as it is: nothing of the target has run in it.
         return token.detached(|| live(gil, None));
     }

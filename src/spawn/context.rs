@@ -3,20 +3,22 @@
 //! A process worker is its main interpreter (id 0) and talks over a socket; a subinterpreter worker
 //! is found by its interpreter's id and talks to the supervisor in the same process.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
-use super::Reports;
+use super::parcel::{self, Content, Parcel};
 use super::zygote::{BLANK_NAME, serve};
+use super::{Reports, held};
 use crate::error::{Error, Result};
 use crate::interp::attach::Token;
 use crate::interp::door::Door;
 use crate::interp::rungs::pressure::Pressure;
 use crate::sys::event::Slot;
+use crate::sys::fd::Arrived;
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
 use crate::sys::{fd, process, signal, thread, tree};
@@ -28,7 +30,7 @@ static CONTEXTS: ForkLocal<Mutex<HashMap<i64, Arc<Context>>>> = ForkLocal::new()
 /// One worker, seen from inside.
 pub struct Context {
     spec: serde_json::Value,
-    payload: Mutex<Option<Arc<Vec<u8>>>>,
+    parcel: Arc<Parcel>,
     link: Link,
 }
 
@@ -112,6 +114,7 @@ fn install(interpreter: i64, context: Arc<Context>) -> Result<()> {
 /// In the only thread of a fork's child: forgets whose worker the parent was.
 pub fn forget_all() {
     CONTEXTS.forget();
+    held::forget_all();
 }
 
 impl Context {
@@ -124,15 +127,24 @@ impl Context {
     ///
     /// # Errors
     /// When it has been taken.
-    pub fn take_payload(&self) -> Result<Arc<Vec<u8>>> {
-        let mut payload = lock(&self.payload);
-        let again = match &self.link {
-            Link::Process(link) if lock(&link.apart).falls_back => payload.clone(),
-            _ => None,
-        };
-        again
-            .or_else(|| payload.take())
-            .ok_or_else(|| Error::state("the worker's arguments have been taken already"))
+    pub fn take_content(&self) -> Result<Content> {
+        self.parcel.take_content(self.falls_back())
+    }
+
+    /// A descriptor that the arguments refer to, once.
+    ///
+    /// # Errors
+    /// When it has been taken, or there is none; EMFILE.
+    pub fn take_passed(&self, index: usize) -> Result<OwnedFd> {
+        self.parcel.take_passed(index, self.falls_back())
+    }
+
+    /// Whether all may have to begin once more, in another interpreter.
+    fn falls_back(&self) -> bool {
+        match &self.link {
+            Link::Process(link) => lock(&link.apart).falls_back,
+            Link::Thread(link) => link.fall_back,
+        }
     }
 
     /// The fds of stdout and stderr; they belong to the runner and outlive the interpreter. `None` where
@@ -180,9 +192,9 @@ impl Context {
     ///
     /// # Errors
     /// As [`Context::send`]; where the worker is no process.
-    pub fn wish(&self, id: u64, wish: Wish, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+    pub fn wish(&self, id: u64, wish: Wish, payload: &[u8], along: &[BorrowedFd<'_>]) -> Result<()> {
         match &self.link {
-            Link::Process(link) => link.write(&FromWorker::About { id, wish }, payload, fds),
+            Link::Process(link) => link.write(&FromWorker::About { id, wish }, payload, along),
             Link::Thread(_) => Err(Error::state("a subinterpreter is in its supervisor's process")),
         }
     }
@@ -191,7 +203,7 @@ impl Context {
     ///
     /// # Errors
     /// EPIPE when the supervisor is gone; a message that is too long.
-    pub fn send(&self, message: &FromWorker, payload: &[u8]) -> Result<()> {
+    pub fn send(&self, message: &FromWorker, content: &Content) -> Result<()> {
         match &self.link {
             Link::Process(link) => {
                 if *message == FromWorker::Started {
@@ -204,14 +216,15 @@ impl Context {
                         return Ok(());
                     }
                 }
-                link.write(message, payload, &[])
+                let memory: Vec<_> = content.memory().map(AsFd::as_fd).into_iter().collect();
+                link.write(message, &content.bytes(), &memory)
             }
             Link::Thread(link) => {
                 if link.fall_back && matches!(message, FromWorker::Raised { refused: true, .. }) {
                     *lock(&link.refused) = true;
                     return Ok(());
                 }
-                link.reports.message(message.clone(), Arc::new(payload.to_vec()));
+                link.reports.message(message.clone(), content.clone());
                 Ok(())
             }
         }
@@ -300,7 +313,7 @@ impl ProcessLink {
 pub(super) struct ThreadWorker {
     pub(super) id: u64,
     pub(super) spec: serde_json::Value,
-    pub(super) payload: Arc<Vec<u8>>,
+    pub(super) parcel: Arc<Parcel>,
     pub(super) stdio: Option<[RawFd; 2]>,
     pub(super) reports: Arc<dyn Reports>,
     pub(super) fall_back: bool,
@@ -315,8 +328,8 @@ impl ThreadWorker {
             refused: Mutex::new(false),
             fall_back: self.fall_back,
         };
-        let payload = Mutex::new(Some(self.payload));
-        install(interpreter, Arc::new(Context { spec: self.spec, payload, link: Link::Thread(link) }))
+        let (spec, parcel) = (self.spec, self.parcel);
+        install(interpreter, Arc::new(Context { spec, parcel, link: Link::Thread(link) }))
     }
 }
 
@@ -417,7 +430,7 @@ pub fn enter_fresh() -> Result<bool> {
     let (channel, readiness) = if let Some((channel, readiness)) = blank {
         (channel, Some(readiness))
     } else {
-        let channel = fd::adopt_inherited(0)?;
+        let channel = fd::duplicate_number(0)?;
         let null = fd::open("/dev/null".as_ref(), rustix::fs::OFlags::RDWR)?;
         fd::place(null.as_fd(), 0)?;
         (channel, None)
@@ -436,12 +449,12 @@ pub fn enter_fresh() -> Result<bool> {
     };
     match message::decode(&frame, "what to be")? {
         ToWorker::Spec { spec, contract, roles } => {
-            let stderr = take_places(&roles, fds)?;
+            let (stderr, parcel) = take_places(&roles, fds, frame.payload)?;
             let readiness = match readiness {
                 Some(readiness) => readiness,
                 None => Readiness::make(contract.parent)?,
             };
-            enter_process(readiness, &contract, spec, frame.payload.into(), channel, stderr, reader)?;
+            enter_process(readiness, &contract, spec, parcel, channel, stderr, reader)?;
             Ok(false)
         }
         ToWorker::Template { spec, preload, contract } => {
@@ -456,22 +469,23 @@ pub fn enter_fresh() -> Result<bool> {
     }
 }
 
-/// Puts what came beside the specification where it belongs. Returns what is to be stderr later on.
-fn take_places(roles: &[Role], fds: Vec<OwnedFd>) -> Result<OwnedFd> {
-    if roles.len() != fds.len() {
-        let (came, sent) = (fds.len(), roles.len());
-        return Err(Error::protocol(format!("{came} of {sent} descriptors came from the supervisor")));
-    }
+/// Puts what came beside the specification where it belongs. Returns what is to be stderr later on, and the
+/// arguments.
+fn take_places(roles: &[Role], fds: Vec<OwnedFd>, payload: Vec<u8>) -> Result<(OwnedFd, Parcel)> {
+    // First of all: one that has come as 1 or 2, where that was closed, is not to be replaced.
+    let fds = fds.into_iter().map(fd::above_stdio).collect::<Result<Vec<_>>>()?;
+    let (parcel, rest) = parcel::sort(roles, fds, payload.into())?;
     let mut stderr = None;
-    for (role, fd) in roles.iter().zip(fds) {
+    for (role, fd) in rest {
         match role {
             Role::Stdout => fd::place(fd.as_fd(), 1)?,
-            Role::Stderr => stderr = Some(fd),
             Role::Directory => rustix::process::fchdir(&fd)
                 .map_err(|errno| Error::os("change to the working directory", errno))?,
+            _ => stderr = Some(fd),
         }
     }
-    stderr.ok_or_else(|| Error::protocol("the supervisor sent no stderr"))
+    let stderr = stderr.ok_or_else(|| Error::protocol("the supervisor sent no stderr"))?;
+    Ok((stderr, parcel))
 }
 
 /// Keeps the promises of the contract that concern the task.
@@ -486,13 +500,13 @@ fn keep(contract: &Contract) {
 pub(super) fn enter_fork(
     contract: &Contract,
     spec: serde_json::Value,
-    payload: Arc<Vec<u8>>,
+    parcel: Parcel,
     channel: OwnedFd,
     stderr: OwnedFd,
     reader: Reader,
 ) -> Result<()> {
     let readiness = Readiness::make(contract.parent)?;
-    enter_process(readiness, contract, spec, payload, channel, stderr, reader)
+    enter_process(readiness, contract, spec, parcel, channel, stderr, reader)
 }
 
 /// The first steps that every worker process has in common.
@@ -500,7 +514,7 @@ fn enter_process(
     readiness: Readiness,
     contract: &Contract,
     spec: serde_json::Value,
-    payload: Arc<Vec<u8>>,
+    parcel: Parcel,
     channel: OwnedFd,
     stderr: OwnedFd,
     reader: Reader,
@@ -515,8 +529,7 @@ fn enter_process(
         stderr: Mutex::new(Some(stderr)),
         inbox: Mutex::new(Inbox::Waiting(Vec::new())),
     };
-    let payload = Mutex::new(Some(payload));
-    install(0, Arc::new(Context { spec, payload, link: Link::Process(link) }))?;
+    install(0, Arc::new(Context { spec, parcel: Arc::new(parcel), link: Link::Process(link) }))?;
     let Readiness { parent, listener } = readiness;
     if listener.fill((reader.watching(parent), door)).is_err() {
         return Err(Error::state("the thread that reads the channel has ended"));
@@ -546,8 +559,7 @@ fn listen(mut reader: Reader, door: &Arc<Door>) {
                 }
                 Ok(ToWorker::Press { force }) => pressure.raise(door, force),
                 Ok(message @ (ToWorker::About { .. } | ToWorker::Lodge { .. } | ToWorker::Lodger { .. })) => {
-                    let count = if let ToWorker::Lodge { roles, .. } = &message { roles.len() } else { 0 };
-                    let fds = reader.received.drain(..count.min(reader.received.len())).collect();
+                    let fds = reader.arrived.take(message.descriptors());
                     hear(Letter { message, payload: frame.payload.into(), fds });
                 }
                 Ok(ToWorker::Spec { .. } | ToWorker::Template { .. }) => {
@@ -591,15 +603,14 @@ const TREE_ENDS: Duration = Duration::from_millis(500);
 pub(super) struct Reader {
     channel: OwnedFd,
     decoder: Decoder,
-    /// Descriptors that have come, for messages that have not been read yet.
-    received: VecDeque<OwnedFd>,
+    arrived: Arrived,
     /// The end of the supervisor is that of the channel, also where somebody has a copy of its end.
     parent: Option<OwnedFd>,
 }
 
 impl Reader {
     pub(super) fn new(channel: OwnedFd) -> Self {
-        Self { channel, decoder: Decoder::new(), received: VecDeque::new(), parent: None }
+        Self { channel, decoder: Decoder::new(), arrived: Arrived::default(), parent: None }
     }
 
     fn watching(self, parent: OwnedFd) -> Self {
@@ -633,7 +644,10 @@ impl Reader {
             if !self.wait()? {
                 return Ok(None);
             }
-            match fd::receive_into(&self.channel, &mut chunk, &mut self.received) {
+            if !self.decoder.is_mid_frame() {
+                self.arrived.begin_anew();
+            }
+            match fd::receive(&self.channel, &mut chunk, &mut self.arrived) {
                 Ok(0) => return Ok(None),
                 Ok(count) => self.decoder.push(&chunk[..count]),
                 Err(rustix::io::Errno::INTR) => {}

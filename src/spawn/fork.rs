@@ -1,11 +1,11 @@
 //! A worker forked from this process by the clean thread.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Instant;
 
 use super::clean::{Body, CleanThread, Gate, Never};
 use super::context::{self, Reader};
+use super::parcel::Parcel;
 use crate::error::Result;
 use crate::interp::attach::Token;
 use crate::interp::call;
@@ -21,7 +21,7 @@ pub struct Luggage {
     /// For `_child`.
     pub spec: serde_json::Value,
     /// The pickled target and arguments.
-    pub payload: Arc<Vec<u8>>,
+    pub parcel: Parcel,
     /// The worker's end of the channel.
     pub channel: OwnedFd,
     /// The same once more, for its reader.
@@ -71,7 +71,7 @@ pub const BOOT_FAILED: i32 = 0x70;
 /// All fds were made by the parent, where a want of them is the caller's error; so none is made here
 /// before some have been given back.
 fn enter(luggage: Luggage) -> Result<()> {
-    let Luggage { contract, spec, payload, channel, reading, stdout, stderr, boot_log, null, tomb, cwd } =
+    let Luggage { contract, spec, parcel, channel, reading, stdout, stderr, boot_log, null, tomb, cwd } =
         luggage;
     fd::place(boot_log.as_fd(), 2)?;
     fd::place(null.as_fd(), 0)?;
@@ -80,7 +80,9 @@ fn enter(luggage: Luggage) -> Result<()> {
     }
     // No Python object has ever known these numbers: they can be used again.
     drop((boot_log, null));
-    let keep = [&channel, &reading, &stderr, &tomb].map(AsRawFd::as_raw_fd);
+    let mut keep: Vec<RawFd> = [&channel, &reading, &stderr, &tomb].map(AsRawFd::as_raw_fd).into();
+    let (_, _, carried) = parcel.contents()?;
+    keep.extend(carried.iter().map(|fd| fd.as_raw_fd()));
     fd::neutralise_inherited(tomb.as_fd(), &keep)?;
     drop(tomb);
     if let Some(cwd) = cwd {
@@ -88,5 +90,5 @@ fn enter(luggage: Luggage) -> Result<()> {
             crate::Error::os(format_args!("change to the directory `{}`", cwd.display()), error)
         })?;
     }
-    context::enter_fork(&contract, spec, payload, channel, stderr, Reader::new(reading))
+    context::enter_fork(&contract, spec, parcel, channel, stderr, Reader::new(reading))
 }

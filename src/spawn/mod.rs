@@ -6,19 +6,20 @@ pub mod clean;
 pub mod context;
 pub mod exec;
 pub mod fork;
+pub mod held;
+pub mod parcel;
 pub mod request;
 pub mod stdio;
 pub mod subint;
 pub mod zygote;
 
-use std::sync::Arc;
-
+use self::parcel::Content;
 use crate::wire::message::FromWorker;
 
 /// Where a subinterpreter's runner thread sends what happens.
 pub trait Reports: Send + Sync {
-    /// The worker said something.
-    fn message(&self, message: FromWorker, payload: Arc<Vec<u8>>);
+    /// The worker said something, and this goes with it.
+    fn message(&self, message: FromWorker, content: Content);
     /// An extension module refused the worker's own GIL; it starts again with the shared one.
     fn refused_own_gil(&self);
     /// All code of the worker is over; its interpreter is about to be ended.

@@ -49,19 +49,19 @@ impl Streams {
     /// Those that another process has opened.
     ///
     /// # Errors
-    /// When they have not come: EMFILE here.
-    pub fn of_another(roles: &[Role], fds: Vec<OwnedFd>) -> Result<Self> {
+    /// A protocol error, when there are none.
+    pub fn of_another(fds: Vec<(Role, OwnedFd)>) -> Result<Self> {
         let (mut stdout, mut stderr) = (None, None);
-        for (role, fd) in roles.iter().zip(fds) {
+        for (role, fd) in fds {
             match role {
                 Role::Stdout => stdout = Some(fd),
                 Role::Stderr => stderr = Some(fd),
-                Role::Directory => {}
+                _ => {}
             }
         }
         match (stdout, stderr) {
             (Some(stdout), Some(stderr)) => Ok(Self { stdout, stderr, collected: None }),
-            _ => Err(Error::os("take over a worker's output", rustix::io::Errno::MFILE)),
+            _ => Err(Error::protocol("a worker is to start without its output")),
         }
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::Reports;
 use super::context::{self, ThreadWorker};
+use super::parcel::Parcel;
+use super::{Reports, held};
 use crate::error::{Error, Result};
 use crate::interp::attach::Token;
 use crate::interp::call;
@@ -26,7 +27,7 @@ pub struct Job {
     /// For `_child`.
     pub spec: serde_json::Value,
     /// The pickled target and arguments.
-    pub payload: Arc<Vec<u8>>,
+    pub parcel: Arc<Parcel>,
     /// `sys.path`.
     pub sys_path: Vec<Vec<u8>>,
     /// stdout and stderr; `None` for the process's. Open for as long as the runner: a stream that is
@@ -80,7 +81,7 @@ fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>)
     let worker = ThreadWorker {
         id: job.id,
         spec: job.spec.clone(),
-        payload: Arc::clone(&job.payload),
+        parcel: Arc::clone(&job.parcel),
         stdio: job.stdio.as_ref().map(|streams| streams.each_ref().map(AsRawFd::as_raw_fd)),
         reports: Arc::clone(&job.reports),
         fall_back: may_fall_back,
@@ -103,6 +104,8 @@ fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>)
     let refused = context::forget(id);
     job.reports.over();
     interpreter.end(&job.door);
+    // Not before: what its finalisers still use must be what they think it is.
+    held::forget(id);
     job.door.runner_leaves();
     outcome.map(|()| refused)
 }

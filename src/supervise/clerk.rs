@@ -2,13 +2,14 @@
 //! processes have one owner. Here is what such a request brings along, and the thread that carries it out.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use crate::error::{Error, Result};
+use crate::spawn::parcel::{Contents, Parcel};
 use crate::spawn::request::{Request, bytes};
 use crate::spawn::stdio::Streams;
 use crate::sys::lock::lock;
@@ -19,9 +20,9 @@ use crate::wire::message::{Role, Standing};
 /// What a process has from whoever wants it, where that is not the process that starts it.
 #[derive(Debug)]
 pub(super) struct Surroundings {
-    pub(super) stdout: OwnedFd,
-    stderr: OwnedFd,
-    directory: OwnedFd,
+    pub(super) stdout: Arc<OwnedFd>,
+    stderr: Arc<OwnedFd>,
+    directory: Arc<OwnedFd>,
     standing: Option<Standing>,
 }
 
@@ -40,46 +41,37 @@ impl Surroundings {
             None => ".".into(),
         };
         let directory = fd::directory(directory.as_ref())?;
+        let [stdout, stderr, directory] = [stdout, stderr, directory].map(Arc::new);
         Ok(Self { stdout, stderr, directory, standing: None })
     }
 
     /// What another process's worker is to have.
     ///
     /// # Errors
-    /// When not all of it has come: a protocol error, or EMFILE here.
-    pub(super) fn of_another(standing: Standing, roles: &[Role], fds: Vec<OwnedFd>) -> Result<Self> {
-        let mut found: HashMap<Role, OwnedFd> = roles.iter().copied().zip(fds).collect();
+    /// A protocol error, when something is missing.
+    pub(super) fn of_another(standing: Standing, fds: Vec<(Role, OwnedFd)>) -> Result<Self> {
+        let mut found: HashMap<Role, OwnedFd> = fds.into_iter().collect();
         let mut take = |role| {
-            // The kernel leaves out what there is no room for.
-            found.remove(&role).ok_or_else(|| {
-                Error::os("take over the descriptors for a worker's worker", rustix::io::Errno::MFILE)
-            })
+            let missing = || Error::protocol(format!("a worker's worker is to start without its {role:?}"));
+            found.remove(&role).ok_or_else(missing)
         };
         Ok(Self {
-            stdout: take(Role::Stdout)?,
-            stderr: take(Role::Stderr)?,
-            directory: take(Role::Directory)?,
+            stdout: take(Role::Stdout)?.into(),
+            stderr: take(Role::Stderr)?.into(),
+            directory: take(Role::Directory)?.into(),
             standing: Some(standing),
         })
     }
 
-    /// Its descriptors, and what they are for.
-    pub(super) fn roles(&self) -> [(Role, BorrowedFd<'_>); 3] {
-        [
-            (Role::Stderr, self.stderr.as_fd()),
-            (Role::Stdout, self.stdout.as_fd()),
-            (Role::Directory, self.directory.as_fd()),
-        ]
-    }
-
-    /// Copies of its descriptors, and what they are for.
+    /// With a parcel, for sending: the payload, the descriptors that go beside it, and what for.
     ///
     /// # Errors
-    /// EMFILE.
-    pub(super) fn duplicate(&self) -> Result<(Vec<Role>, Vec<OwnedFd>)> {
-        let copies = self.roles().map(|(role, fd)| Ok((role, fd::duplicate(fd)?)));
-        let copies: Vec<_> = copies.into_iter().collect::<Result<_>>()?;
-        Ok(copies.into_iter().unzip())
+    /// When the parcel is empty.
+    pub(super) fn with(&self, parcel: &Parcel) -> Result<Contents> {
+        let (payload, mut roles, mut along) = parcel.contents()?;
+        roles.extend([Role::Stderr, Role::Stdout, Role::Directory]);
+        along.extend([&self.stderr, &self.stdout, &self.directory].map(Arc::clone));
+        Ok((payload, roles, along))
     }
 
     /// The rest of it, for another process.

@@ -106,7 +106,7 @@ impl Seen {
         let asked_only = self.cancelled || matches!(self.rung, Some((Rung::Cancel, _)));
         let forced = self.rung.filter(|(rung, _)| *rung != Rung::Cancel);
         match (&self.report, forced) {
-            (Some(FromWorker::Returned), _) => {
+            (Some(FromWorker::Returned | FromWorker::ReturnedInMemory), _) => {
                 exit.kind = Kind::Returned;
                 exit.cause = "returned".into();
                 match self.status {

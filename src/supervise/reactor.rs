@@ -21,14 +21,16 @@ use crate::error::{Error, Result};
 use crate::interp::door::Door;
 use crate::interp::rungs::pressure::Pressure;
 use crate::spawn::context::{self, Letter};
+use crate::spawn::parcel::{self, Content};
 use crate::sys::event::Slot;
+use crate::sys::fd::Arrived;
 use crate::sys::kick;
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Status};
 use crate::sys::tree::{self, Tree};
 use crate::sys::{fd, log, memfile, oom, thread};
-use crate::wire::frame::Decoder;
-use crate::wire::message::{self, FromWorker, News, ToWorker, Wish};
+use crate::wire::frame::{Decoder, Frame};
+use crate::wire::message::{self, FromWorker, News, Outcome, ToWorker, Wish};
 
 /// An order to the reactor.
 pub(super) enum Command {
@@ -41,7 +43,7 @@ pub(super) enum Command {
     /// The thread of a subinterpreter worker is there.
     RunnerStarted(u64, JoinHandle<()>),
     /// A subinterpreter worker said something.
-    Said(u64, FromWorker, Arc<Vec<u8>>),
+    Said(u64, FromWorker, Content),
     /// All code of a subinterpreter worker is over.
     CodeOver(u64),
     /// A subinterpreter worker's target is over, but this many of its threads are not.
@@ -81,7 +83,7 @@ pub(super) enum Link {
 pub(super) struct Introduction {
     pub(super) head: Vec<u8>,
     /// Goes beside the head.
-    pub(super) along: Vec<OwnedFd>,
+    pub(super) along: Vec<Arc<OwnedFd>>,
     pub(super) payload: Arc<Vec<u8>>,
 }
 
@@ -91,8 +93,8 @@ pub(super) struct Process {
     /// `None` once it is closed, by either side.
     channel: Option<OwnedFd>,
     decoder: Decoder,
-    /// Descriptors that came over the channel, for messages that have not been read yet.
-    received: VecDeque<OwnedFd>,
+    /// What came beside its messages and has not been taken.
+    arrived: Arrived,
     outbox: VecDeque<Outgoing>,
     boot_log: OwnedFd,
     /// What was found below it when it was told to end in a way that it can't hear.
@@ -105,7 +107,7 @@ struct Outgoing {
     bytes: Arc<Vec<u8>>,
     sent: usize,
     /// They go beside the first byte.
-    fds: Vec<OwnedFd>,
+    fds: Vec<Arc<OwnedFd>>,
 }
 
 impl Process {
@@ -114,7 +116,7 @@ impl Process {
             child,
             channel: Some(channel),
             decoder: Decoder::new(),
-            received: VecDeque::new(),
+            arrived: Arrived::default(),
             outbox: VecDeque::new(),
             boot_log,
             tree: Tree::default(),
@@ -130,7 +132,7 @@ impl Process {
         self.outbox.push_back(Outgoing { bytes, sent: 0, fds: Vec::new() });
     }
 
-    pub(super) fn post_with_fds(&mut self, bytes: Vec<u8>, fds: Vec<OwnedFd>) {
+    pub(super) fn post_with_fds(&mut self, bytes: Vec<u8>, fds: Vec<Arc<OwnedFd>>) {
         self.outbox.push_back(Outgoing { bytes: Arc::new(bytes), sent: 0, fds });
     }
 
@@ -174,11 +176,34 @@ impl Process {
         }
     }
 
+    /// A message of the worker's: what it says, what it carries, and what else came beside it.
+    ///
+    /// # Errors
+    /// When it breaks the protocol.
+    fn open(&mut self, frame: Frame) -> Result<(FromWorker, Content, Vec<OwnedFd>)> {
+        let message: FromWorker = message::decode(&frame, "a worker's message")?;
+        let mut along = self.arrived.take(message.descriptors());
+        let content = match &message {
+            FromWorker::ReturnedInMemory
+            | FromWorker::Lodger { news: News::Ended { outcome: Outcome::Memory, .. }, .. } => {
+                if along.is_empty() && !self.arrived.is_incomplete() {
+                    return Err(Error::protocol("expected a descriptor beside a result in memory, got none"));
+                }
+                Content::received(along.pop())?
+            }
+            _ => Content::Bytes(Arc::new(frame.payload)),
+        };
+        Ok((message, content, along))
+    }
+
     /// Writes what the channel takes. Whether something is left for later.
-    pub(super) fn flush(&mut self) -> bool {
+    ///
+    /// # Errors
+    /// What the worker was to be told can't be sent: there is no use in its waiting for that.
+    pub(super) fn flush(&mut self) -> rustix::io::Result<bool> {
         let Some(channel) = &self.channel else {
             self.outbox.clear();
-            return false;
+            return Ok(false);
         };
         while let Some(item) = self.outbox.front_mut() {
             let rest = &item.bytes[item.sent..];
@@ -194,15 +219,17 @@ impl Process {
                     item.fds.clear();
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return true,
-                Err(_) => {
+                Err(Errno::AGAIN) => return Ok(true),
+                Err(Errno::PIPE | Errno::CONNRESET) => {
                     // The worker has closed its end; how it ends is seen at its pidfd.
                     self.outbox.clear();
-                    return false;
+                    return Ok(false);
                 }
+                // ETOOMANYREFS, mostly: descriptors that are on their way count against a limit too.
+                Err(errno) => return Err(errno),
             }
         }
-        false
+        Ok(false)
     }
 }
 
@@ -325,7 +352,7 @@ impl Reactor {
                         child.destroy();
                     }
                 }
-                Command::Said(id, message, payload) => self.said(id, message, payload, Vec::new()),
+                Command::Said(id, message, content) => self.said(id, message, content, Vec::new()),
                 Command::Refused((asker, theirs), error, confined) => {
                     self.asked.remove(&(asker, theirs));
                     let news = News::Refused { error: error.into(), confined };
@@ -360,7 +387,8 @@ impl Reactor {
         let id = worker.id;
         let mut failure = None;
         if let Link::Process(process) = &mut link {
-            let wants = if process.flush() { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
+            let flushed = process.flush();
+            let wants = if flushed == Ok(true) { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
             let added = epoll::add(
                 &self.epoll,
                 process.child.pidfd(),
@@ -373,7 +401,7 @@ impl Reactor {
                 }
                 None => Ok(()),
             });
-            failure = added.err();
+            failure = flushed.and(added).err();
             // It is on its way by now, and waits for nothing.
             process.oom = Some(lock(&self.supervisor.oom).before(process.pid()));
         }
@@ -440,9 +468,10 @@ impl Reactor {
                 let order = move || {
                     let request = serde_json::from_value(request)
                         .map_err(|error| Error::protocol(format!("a malformed request: {error}")))?;
-                    Ok((request, Surroundings::of_another(standing, &roles, along)?))
+                    let (parcel, rest) = parcel::sort(&roles, along, payload)?;
+                    Ok((request, Surroundings::of_another(standing, rest)?, parcel))
                 };
-                self.supervisor.have_spawned((id, theirs), process.pid(), lodger, order, payload);
+                self.supervisor.have_spawned((id, theirs), process.pid(), lodger, order);
             }
             (Wish::Cancel, Some(found)) => self.cancel(found),
             (Wish::Kill { why }, Some(found)) => self.kill(found, why.into()),
@@ -463,15 +492,15 @@ impl Reactor {
             .filter(move |entry| matches!(entry.worker.owner, Owner::Worker { id: owner, .. } if owner == id))
     }
 
-    fn tell_asker(&mut self, asker: u64, theirs: u64, news: News, payload: Option<Arc<Vec<u8>>>) {
-        self.tell(asker, &ToWorker::About { id: theirs, news }, payload);
+    fn tell_asker(&mut self, asker: u64, theirs: u64, news: News, content: Option<Content>) {
+        self.tell(asker, &ToWorker::About { id: theirs, news }, content);
     }
 
     /// Takes in what the supervisor of this process has to say of other workers.
     fn read(&mut self, letter: Letter) {
         let Letter { message, payload, fds } = letter;
         match message {
-            ToWorker::About { id, news } => self.hear(id, news, payload),
+            ToWorker::About { id, news } => self.hear(id, news, payload, fds),
             ToWorker::Lodge { id, request, roles } => {
                 if let Err(error) = self.supervisor.lodge(id, request, &roles, fds, payload) {
                     let news = News::Refused { error: error.into(), confined: false };
@@ -494,7 +523,7 @@ impl Reactor {
     }
 
     /// There is news of a worker that the supervisor of this process has started.
-    fn hear(&mut self, id: u64, news: News, payload: Arc<Vec<u8>>) {
+    fn hear(&mut self, id: u64, news: News, payload: Arc<Vec<u8>>, mut fds: Vec<OwnedFd>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let Link::Elsewhere(waiting) = &mut entry.link else { return };
         let worker = Arc::clone(&entry.worker);
@@ -514,11 +543,13 @@ impl Reactor {
                     let _ = slot.fill(Answer::Refused { error: error.into(), confined });
                 }
             }
-            News::Started => self.said(id, FromWorker::Started, payload, Vec::new()),
+            News::Started => self.said(id, FromWorker::Started, Content::none(), Vec::new()),
             News::Ended { exit, outcome } => {
                 let exit = serde_json::from_value(exit).unwrap_or_else(Exit::unreadable);
-                if outcome {
-                    worker.keep_outcome(payload);
+                match Content::of_outcome(outcome, payload, fds.pop()) {
+                    Ok(Some(content)) => worker.keep_outcome(content),
+                    Ok(None) => {}
+                    Err(error) => log::line(format_args!("the result of worker `{}`: {error}", worker.name)),
                 }
                 spawned(waiting);
                 self.entries.remove(&id);
@@ -559,14 +590,14 @@ impl Reactor {
     }
 
     /// There is news of one that lives in a process with others.
-    fn hear_of_lodger(&mut self, landlord: u64, id: u64, news: News, payload: Arc<Vec<u8>>) {
+    fn hear_of_lodger(&mut self, landlord: u64, id: u64, news: News, content: Content) {
         if !self.lives_in(id, landlord) {
             return;
         }
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match news {
             News::Spawned { .. } => {}
-            News::Started => self.said(id, FromWorker::Started, payload, Vec::new()),
+            News::Started => self.said(id, FromWorker::Started, Content::none(), Vec::new()),
             News::Refused { error, .. } => {
                 entry.seen.failure = Some(Error::from(error).to_string());
                 let exit = entry.seen.judge();
@@ -584,8 +615,10 @@ impl Reactor {
                     self.kill(landlord, Reason::Shared(id));
                     return;
                 }
-                if outcome {
-                    entry.worker.keep_outcome(payload);
+                match outcome {
+                    Outcome::None => {}
+                    Outcome::Lost => entry.worker.keep_outcome(Content::Lost),
+                    Outcome::Payload | Outcome::Memory => entry.worker.keep_outcome(content),
                 }
                 self.leave(id, landlord, exit);
             }
@@ -656,8 +689,15 @@ impl Reactor {
     fn channel_ready(&mut self, id: u64, flags: EventFlags) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let Link::Process(process) = &mut entry.link else { return };
-        if flags.contains(EventFlags::OUT) && !process.flush() {
-            Self::want(&self.epoll, process, id, EventFlags::IN);
+        if flags.contains(EventFlags::OUT) {
+            match process.flush() {
+                Ok(true) => {}
+                Ok(false) => Self::want(&self.epoll, process, id, EventFlags::IN),
+                Err(errno) => {
+                    self.fail(id, format!("it could not be told what to do: {errno}"));
+                    return;
+                }
+            }
         }
         if flags.intersects(EventFlags::IN | EventFlags::HUP | EventFlags::ERR) {
             self.read_channel(id);
@@ -692,9 +732,9 @@ impl Reactor {
                 Some(_) => rustix::io::ioctl_fionread(channel).map_or(0, |queued| queued as usize),
                 None => FAIR_SHARE,
             };
-            while taken < share {
+            while taken < share && process.arrived.len() <= MOST_UNASKED {
                 let room = chunk.len().min(share - taken);
-                match fd::receive_into(channel, &mut chunk[..room], &mut process.received) {
+                match fd::receive(channel, &mut chunk[..room], &mut process.arrived) {
                     Ok(0) => closed = true,
                     Ok(count) => {
                         taken += count;
@@ -709,26 +749,21 @@ impl Reactor {
             }
             while broken.is_none() {
                 match process.decoder.next_frame() {
-                    Ok(Some(frame)) => match message::decode::<FromWorker>(&frame, "a worker's message") {
-                        Ok(message) => {
-                            let along = match &message {
-                                FromWorker::About { wish: Wish::Spawn { roles, .. }, .. } => roles.len(),
-                                _ => 0,
-                            };
-                            let along: Vec<_> =
-                                process.received.drain(..along.min(process.received.len())).collect();
-                            messages.push((message, Arc::new(frame.payload), along));
-                        }
+                    Ok(Some(frame)) => match process.open(frame) {
+                        Ok(opened) => messages.push(opened),
                         Err(error) => broken = Some(error),
                     },
                     Ok(None) => break,
                     Err(error) => broken = Some(error),
                 }
             }
-            if process.received.len() > MOST_UNASKED {
+            if process.arrived.len() > MOST_UNASKED {
                 broken.get_or_insert_with(|| {
                     Error::protocol("it sent more descriptors than it has told what for")
                 });
+            }
+            if !process.decoder.is_mid_frame() {
+                process.arrived.begin_anew();
             }
             // Asked before it can notice that the channel is closed, and leave for that.
             over = broken.is_some() && process.has_ended();
@@ -742,8 +777,8 @@ impl Reactor {
                 entry.seen.failure = Some("it closed the channel in the middle of a message".into());
             }
         }
-        for (message, payload, along) in messages {
-            self.said(id, message, payload, along);
+        for (message, content, along) in messages {
+            self.said(id, message, content, along);
         }
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match broken {
@@ -764,7 +799,7 @@ impl Reactor {
         }
     }
 
-    fn said(&mut self, id: u64, message: FromWorker, payload: Arc<Vec<u8>>, along: Vec<OwnedFd>) {
+    fn said(&mut self, id: u64, message: FromWorker, content: Content, along: Vec<OwnedFd>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         match message {
             FromWorker::Started => {
@@ -778,13 +813,17 @@ impl Reactor {
                 self.tell_owner(owner, News::Started, None);
             }
             FromWorker::Returned | FromWorker::Raised { .. } => {
-                entry.worker.keep_outcome(payload);
+                entry.worker.keep_outcome(content);
                 entry.seen.report = Some(message);
+            }
+            FromWorker::ReturnedInMemory => {
+                entry.worker.keep_outcome(content);
+                entry.seen.report = Some(FromWorker::Returned);
             }
             FromWorker::Refused => self.supervisor.needs_shared_gil(&entry.worker.target),
             FromWorker::Exited { .. } | FromWorker::Cancelled => entry.seen.report = Some(message),
-            FromWorker::Lodger { id: lodger, news } => self.hear_of_lodger(id, lodger, news, payload),
-            FromWorker::About { id: theirs, wish } => self.wished(id, theirs, wish, along, payload),
+            FromWorker::Lodger { id: lodger, news } => self.hear_of_lodger(id, lodger, news, content),
+            FromWorker::About { id: theirs, wish } => self.wished(id, theirs, wish, along, content.bytes()),
         }
     }
 
@@ -800,14 +839,14 @@ impl Reactor {
     }
 
     /// Says something to a process.
-    fn tell(&mut self, id: u64, message: &ToWorker, payload: Option<Arc<Vec<u8>>>) {
+    fn tell(&mut self, id: u64, message: &ToWorker, content: Option<Content>) {
         let Some(Entry { link: Link::Process(process), .. }) = self.entries.get_mut(&id) else { return };
-        match message::encode(message, payload.as_ref().map_or(0, |payload| payload.len())) {
-            Ok(bytes) => {
-                process.post(Arc::new(bytes));
-                if let Some(payload) = payload {
-                    process.post(payload);
-                }
+        let content = content.unwrap_or_else(Content::none);
+        let payload = content.bytes();
+        match message::encode(message, payload.len()) {
+            Ok(head) => {
+                process.post_with_fds(head, content.memory().cloned().into_iter().collect());
+                process.post(payload);
                 self.flush(id);
             }
             Err(error) => log::line(format_args!("{error}")),
@@ -816,10 +855,13 @@ impl Reactor {
 
     /// Writes what a process's channel takes now, and the rest when it takes more.
     fn flush(&mut self, id: u64) {
-        if let Some(Entry { link: Link::Process(process), .. }) = self.entries.get_mut(&id)
-            && process.flush()
-        {
-            Self::want(&self.epoll, process, id, EventFlags::IN | EventFlags::OUT);
+        let Some(Entry { link: Link::Process(process), .. }) = self.entries.get_mut(&id) else { return };
+        match process.flush() {
+            Ok(true) => Self::want(&self.epoll, process, id, EventFlags::IN | EventFlags::OUT),
+            Ok(false) => {}
+            Err(errno) => {
+                self.fail(id, format!("it could not be told what it has to know: {errno}"));
+            }
         }
     }
 
@@ -1111,7 +1153,8 @@ impl Reactor {
         let outcome = worker.outcome();
         match told {
             Ok(exit) => {
-                self.tell_owner(worker.owner, News::Ended { exit, outcome: outcome.is_some() }, outcome);
+                let news = News::Ended { exit, outcome: Content::outcome(outcome.as_ref()) };
+                self.tell_owner(worker.owner, news, outcome);
             }
             Err(error) => log::line(format_args!("the end of worker `{}` is no JSON: {error}", worker.name)),
         }
@@ -1123,11 +1166,11 @@ impl Reactor {
     }
 
     /// Tells whoever has asked for a worker, where that is another process.
-    fn tell_owner(&mut self, owner: Owner, news: News, payload: Option<Arc<Vec<u8>>>) {
+    fn tell_owner(&mut self, owner: Owner, news: News, content: Option<Content>) {
         match owner {
             Owner::Interpreter(_) | Owner::Lodgers => {}
-            Owner::Worker { id, theirs } => self.tell_asker(id, theirs, news, payload),
-            Owner::Patron(theirs) => self.supervisor.tell_patron(theirs, news, payload),
+            Owner::Worker { id, theirs } => self.tell_asker(id, theirs, news, content),
+            Owner::Patron(theirs) => self.supervisor.tell_patron(theirs, news, content),
         }
     }
 

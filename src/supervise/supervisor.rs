@@ -2,7 +2,7 @@
 //! reactor's; here requests are checked, workers made, and orders passed on.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,6 +23,7 @@ use crate::interp::door::Door;
 use crate::spawn::clean::CleanThread;
 use crate::spawn::context::{self, Context};
 use crate::spawn::fork::{self, Luggage};
+use crate::spawn::parcel::{self, Content, Parcel};
 use crate::spawn::request::{Backend, GilPolicy, Request, Stdio, bytes, path_of, seconds};
 use crate::spawn::stdio::Streams;
 use crate::spawn::zygote::{self, Refusal, Zygote};
@@ -210,14 +211,9 @@ impl Supervisor {
     /// What is wrong with the request; what the operating system refuses; after shutdown. Nothing of
     /// the worker is left behind then. Interrupted, when a signal arrived while somebody else was starting it:
     /// then there is none, and the call can be repeated.
-    pub fn spawn(
-        self: &Arc<Self>,
-        owner: i64,
-        request: Request,
-        payload: Arc<Vec<u8>>,
-    ) -> Result<Arc<Worker>> {
+    pub fn spawn(self: &Arc<Self>, owner: i64, request: Request, parcel: Parcel) -> Result<Arc<Worker>> {
         let parent = context::current(owner).ok().and_then(|context| context.id());
-        self.make(Owner::Interpreter(owner), parent, Given::Nothing, request, payload)
+        self.make(Owner::Interpreter(owner), parent, Given::Nothing, request, parcel)
     }
 
     /// The same for a worker process, which gets news of it under its own number.
@@ -230,7 +226,7 @@ impl Supervisor {
         lodger: Option<u64>,
         request: Request,
         surroundings: Surroundings,
-        payload: Arc<Vec<u8>>,
+        parcel: Parcel,
     ) -> Result<()> {
         if !request.backend.starts_afresh() {
             return Err(Error::protocol(format!(
@@ -242,7 +238,7 @@ impl Supervisor {
         let parent = Some(lodger.unwrap_or(id));
         let given = Given::Surroundings(Box::new(surroundings));
         // Nobody here has a handle to it.
-        self.make(owner, parent, given, request, payload).map(|worker| self.release(worker.id))
+        self.make(owner, parent, given, request, parcel).map(|worker| self.release(worker.id))
     }
 
     /// A worker that is to live in this process, for the supervisor that this one is a worker of.
@@ -262,8 +258,9 @@ impl Supervisor {
         if request.backend != Backend::Subint {
             return Err(Error::protocol("only subinterpreters can live in a process"));
         }
-        let given = Given::Streams(Streams::of_another(roles, fds)?);
-        let made = self.make(Owner::Patron(theirs), None, given, request, payload);
+        let (parcel, rest) = parcel::sort(roles, fds, payload)?;
+        let given = Given::Streams(Streams::of_another(rest)?);
+        let made = self.make(Owner::Patron(theirs), None, given, request, parcel);
         made.map(|worker| self.release(worker.id))
     }
 
@@ -280,7 +277,7 @@ impl Supervisor {
         parent: Option<u64>,
         given: Given,
         mut request: Request,
-        payload: Arc<Vec<u8>>,
+        parcel: Parcel,
     ) -> Result<Arc<Worker>> {
         request.check()?;
         let mut ladder = match &request.ladder {
@@ -332,11 +329,11 @@ impl Supervisor {
             lock(&self.oom).look();
         }
         let made = match request.backend {
-            Backend::Subint => self.spawn_subint(&worker, request, streams, payload),
-            Backend::Fork => self.spawn_fork(&worker, request, streams, payload),
+            Backend::Subint => self.spawn_subint(&worker, request, streams, parcel),
+            Backend::Fork => self.spawn_fork(&worker, request, streams, parcel),
             Backend::Forkserver | Backend::SubintForkserver | Backend::Exec => surroundings
                 .map_or_else(|| Surroundings::here(&request, streams), Ok)
-                .and_then(|surroundings| self.spawn_afresh(&worker, request, &surroundings, payload)),
+                .and_then(|surroundings| self.spawn_afresh(&worker, request, &surroundings, &parcel)),
         };
         match made {
             Ok(()) => {
@@ -358,19 +355,19 @@ impl Supervisor {
         worker: &Arc<Worker>,
         mut request: Request,
         surroundings: &Surroundings,
-        payload: Arc<Vec<u8>>,
+        parcel: &Parcel,
     ) -> Result<()> {
         if let Some(patron) = self.patron(request.backend)
-            && self.spawn_elsewhere(&patron, worker, &mut request, surroundings, &payload)?
+            && self.spawn_elsewhere(&patron, worker, &mut request, surroundings, parcel)?
         {
             return Ok(());
         }
         if let Some(name) = request.process.take() {
-            return self.spawn_lodger(worker, name, request, surroundings, payload);
+            return self.spawn_lodger(worker, name, request, surroundings, parcel);
         }
         match request.backend {
-            Backend::Exec => self.spawn_exec(worker, request, surroundings, payload),
-            _ => self.spawn_forkserver(worker, &request, surroundings, &payload),
+            Backend::Exec => self.spawn_exec(worker, request, surroundings, parcel),
+            _ => self.spawn_forkserver(worker, &request, surroundings, parcel),
         }
     }
 
@@ -381,7 +378,7 @@ impl Supervisor {
         name: String,
         request: Request,
         surroundings: &Surroundings,
-        payload: Arc<Vec<u8>>,
+        parcel: &Parcel,
     ) -> Result<()> {
         let owner = if let Owner::Worker { id, .. } = worker.owner { id } else { 0 };
         let landlord =
@@ -400,7 +397,7 @@ impl Supervisor {
             set_wall(&mut inside.spec, Backend::Subint.name());
             let request = serde_json::to_value(&inside)
                 .map_err(|error| Error::invalid(format!("a request that is no JSON: {error}")))?;
-            let (roles, along) = surroundings.duplicate()?;
+            let (payload, roles, along) = surroundings.with(parcel)?;
             let head = message::encode(&ToWorker::Lodge { id: worker.id, request, roles }, payload.len())?;
             Ok(Introduction { head, along, payload })
         };
@@ -438,7 +435,7 @@ impl Supervisor {
         }));
         let mut request = Request { backend: Backend::Forkserver, ..request.clone() };
         set_wall(&mut request.spec, "house");
-        self.spawn_forkserver(&landlord, &request, surroundings, &Arc::default())?;
+        self.spawn_forkserver(&landlord, &request, surroundings, &Parcel::new(Content::none(), Vec::new()))?;
         Ok(landlord)
     }
 
@@ -456,7 +453,7 @@ impl Supervisor {
         worker: &Arc<Worker>,
         request: &mut Request,
         surroundings: &Surroundings,
-        payload: &[u8],
+        parcel: &Parcel,
     ) -> Result<bool> {
         request.name = Some(worker.name.clone());
         if request.backend == Backend::Exec && request.env.is_none() {
@@ -467,7 +464,8 @@ impl Supervisor {
         let reply = Arc::new(Slot::default());
         // Known to the reactor before there can be news of it.
         self.order(Command::Watch(Arc::clone(worker), Link::Elsewhere(Some(Arc::clone(&reply)))));
-        let (roles, fds): (Vec<_>, Vec<_>) = surroundings.roles().into_iter().unzip();
+        let (payload, roles, along) = surroundings.with(parcel)?;
+        let along: Vec<_> = along.iter().map(AsFd::as_fd).collect();
         let standing = surroundings.standing();
         let parent = worker.parent.and_then(|parent| self.worker(parent).ok());
         let lodger = parent.and_then(|parent| match parent.owner {
@@ -475,7 +473,7 @@ impl Supervisor {
             _ => None,
         });
         let wish = Wish::Spawn { request: told, standing, roles, lodger };
-        let answer = match patron.wish(worker.id, wish, payload, &fds) {
+        let answer = match patron.wish(worker.id, wish, &payload, &along) {
             Ok(()) => self.await_answer(worker.id, &reply),
             Err(error) => Err(error),
         };
@@ -515,7 +513,7 @@ impl Supervisor {
         worker: &Arc<Worker>,
         request: Request,
         streams: Option<Streams>,
-        payload: Arc<Vec<u8>>,
+        parcel: Parcel,
     ) -> Result<()> {
         let door = Arc::new(Door::new());
         let sys_path = path_of(&request.spec)?;
@@ -526,7 +524,7 @@ impl Supervisor {
             name: worker.name.clone(),
             gils: request.gil.plan(),
             spec: request.spec,
-            payload,
+            parcel: Arc::new(parcel),
             sys_path,
             stdio: streams.map(|streams| [streams.stdout, streams.stderr]),
             door,
@@ -548,7 +546,7 @@ impl Supervisor {
         worker: &Arc<Worker>,
         request: Request,
         streams: Option<Streams>,
-        payload: Arc<Vec<u8>>,
+        parcel: Parcel,
     ) -> Result<()> {
         let (ours, theirs) = fd::channel_pair()?;
         let boot_log = memfile::create("th-boot")?;
@@ -561,7 +559,7 @@ impl Supervisor {
         let luggage = Luggage {
             contract: contract(worker, None),
             spec: request.spec,
-            payload,
+            parcel,
             reading: fd::duplicate(&theirs)?,
             channel: fd::above_stdio(theirs)?,
             stdout: stdout.map(fd::above_stdio).transpose()?,
@@ -581,18 +579,18 @@ impl Supervisor {
         worker: &Arc<Worker>,
         request: Request,
         surroundings: &Surroundings,
-        payload: Arc<Vec<u8>>,
+        parcel: &Parcel,
     ) -> Result<()> {
         let (ours, theirs) = fd::channel_pair()?;
         let log = memfile::create("th-boot")?;
         let kept_log = fd::duplicate(&log)?;
-        let Task { head, along } = Task::new(worker, &request, surroundings, &payload)?;
+        let task = Task::new(worker, &request, surroundings, parcel)?;
         let stdout = fd::duplicate(&surroundings.stdout)?;
         let child = self.start_process(move || {
             exec::spawn(&request.command, request.env.as_deref(), theirs, stdout, log)
         })?;
         let process = Process::new(surroundings.apply_to(child)?, ours, kept_log);
-        self.watch_fresh(worker, process, head, along, payload);
+        self.watch_fresh(worker, process, task);
         Ok(())
     }
 
@@ -601,10 +599,10 @@ impl Supervisor {
         worker: &Arc<Worker>,
         request: &Request,
         surroundings: &Surroundings,
-        payload: &Arc<Vec<u8>>,
+        parcel: &Parcel,
     ) -> Result<()> {
         let interpreter = request.backend.is_subinterpreter().then(|| request.gil.plan().0);
-        let Task { head, along } = Task::new(worker, request, surroundings, payload)?;
+        let task = Task::new(worker, request, surroundings, parcel)?;
         let mut again = true;
         let blank = loop {
             let start = || {
@@ -621,7 +619,7 @@ impl Supervisor {
             }
         };
         let process = Process::new(surroundings.apply_to(blank.child)?, blank.channel, blank.boot_log);
-        self.watch_fresh(worker, process, head, along, Arc::clone(payload));
+        self.watch_fresh(worker, process, task);
         // How many to keep is the program's affair, and not that of its workers.
         if !matches!(worker.owner, Owner::Worker { .. }) {
             self.blanks.store(blanks(request.blanks), Ordering::Relaxed);
@@ -679,14 +677,8 @@ impl Supervisor {
     }
 
     /// Watches a process that is told over its channel what to do.
-    fn watch_fresh(
-        &self,
-        worker: &Arc<Worker>,
-        mut process: Process,
-        head: Vec<u8>,
-        along: Vec<OwnedFd>,
-        payload: Arc<Vec<u8>>,
-    ) {
+    fn watch_fresh(&self, worker: &Arc<Worker>, mut process: Process, task: Task) {
+        let Task { head, along, payload } = task;
         // What the process takes in with one read wakes it once.
         if head.len() + payload.len() <= fd::AT_ONCE {
             process.post_with_fds([&head[..], &payload[..]].concat(), along);
@@ -694,8 +686,9 @@ impl Supervisor {
             process.post_with_fds(head, along);
             process.post(payload);
         }
-        // What there is no room for yet is sent by the supervisor's thread, which need not be waited for now.
-        process.flush();
+        // What there is no room for yet is sent by the supervisor's thread, which need not be waited for now;
+        // and that finds a failure again.
+        let _ = process.flush();
         self.watch(worker, process);
     }
 
@@ -745,8 +738,7 @@ impl Supervisor {
         asker: (u64, u64),
         pid: i32,
         lodger: Option<u64>,
-        order: impl FnOnce() -> Result<(Request, Surroundings)> + Send + 'static,
-        payload: Arc<Vec<u8>>,
+        order: impl FnOnce() -> Result<(Request, Surroundings, Parcel)> + Send + 'static,
     ) {
         let supervisor = Arc::clone(self);
         let made = self.clerk.give(move || {
@@ -755,8 +747,8 @@ impl Supervisor {
                 supervisor.order(Command::Refused(asker, error, true));
                 return;
             }
-            let made = order().and_then(|(request, surroundings)| {
-                supervisor.spawn_for(asker, lodger, request, surroundings, payload)
+            let made = order().and_then(|(request, surroundings, parcel)| {
+                supervisor.spawn_for(asker, lodger, request, surroundings, parcel)
             });
             if let Err(error) = made {
                 supervisor.order(Command::Refused(asker, error, false));
@@ -768,11 +760,11 @@ impl Supervisor {
     }
 
     /// Says something to the supervisor that this process is a worker of, on a thread that can wait for that.
-    pub(super) fn tell_patron(&self, id: u64, news: News, payload: Option<Arc<Vec<u8>>>) {
+    pub(super) fn tell_patron(&self, id: u64, news: News, content: Option<Content>) {
         let told = self.clerk.give(move || {
-            let payload = payload.as_ref().map_or(&[][..], |payload| payload);
+            let content = content.unwrap_or_else(Content::none);
             let sent = context::of_process()
-                .map_or(Ok(()), |patron| patron.send(&FromWorker::Lodger { id, news }, payload));
+                .map_or(Ok(()), |patron| patron.send(&FromWorker::Lodger { id, news }, &content));
             if let Err(error) = sent {
                 log::line(format_args!("{error}"));
             }
@@ -862,8 +854,8 @@ struct RunnerReports {
 }
 
 impl Reports for RunnerReports {
-    fn message(&self, message: FromWorker, payload: Arc<Vec<u8>>) {
-        self.supervisor.order(Command::Said(self.worker.id, message, payload));
+    fn message(&self, message: FromWorker, content: Content) {
+        self.supervisor.order(Command::Said(self.worker.id, message, content));
     }
 
     fn refused_own_gil(&self) {
@@ -887,16 +879,18 @@ impl Reports for RunnerReports {
 struct Task {
     head: Vec<u8>,
     /// Goes beside the head.
-    along: Vec<OwnedFd>,
+    along: Vec<Arc<OwnedFd>>,
+    /// Follows the head.
+    payload: Arc<Vec<u8>>,
 }
 
 impl Task {
-    fn new(worker: &Worker, request: &Request, surroundings: &Surroundings, payload: &[u8]) -> Result<Self> {
-        let (roles, along) = surroundings.duplicate()?;
+    fn new(worker: &Worker, request: &Request, surroundings: &Surroundings, parcel: &Parcel) -> Result<Self> {
+        let (payload, roles, along) = surroundings.with(parcel)?;
         let contract = contract(worker, surroundings.umask());
         let spec = ToWorker::Spec { spec: request.spec.clone(), contract, roles };
         let head = message::encode(&spec, payload.len())?;
-        Ok(Self { head, along })
+        Ok(Self { head, along, payload })
     }
 }
 

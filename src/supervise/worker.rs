@@ -1,7 +1,7 @@
 //! One worker as everybody sees it: what it is, its state, its end.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -10,6 +10,7 @@ use serde_json::json;
 use super::exit::{Exit, Kind};
 use super::ladder::Ladder;
 use crate::error::{Error, Result};
+use crate::spawn::parcel::Content;
 use crate::spawn::request::Backend;
 use crate::sys::event::{Event, Wait};
 use crate::sys::lock::lock;
@@ -79,7 +80,7 @@ struct Shared {
     state: State,
     pid: Option<i32>,
     exit: Option<Exit>,
-    outcome: Option<Arc<Vec<u8>>>,
+    outcome: Option<Content>,
     collected: Option<(OwnedFd, OwnedFd)>,
     /// Readable once the worker has ended; made when somebody asks for it.
     notify: Option<OwnedFd>,
@@ -170,7 +171,7 @@ impl Worker {
     }
 
     /// The pickled value or exception that it ended with.
-    pub fn outcome(&self) -> Option<Arc<Vec<u8>>> {
+    pub fn outcome(&self) -> Option<Content> {
         lock(&self.shared).outcome.clone()
     }
 
@@ -240,8 +241,8 @@ impl Worker {
         }
     }
 
-    pub(super) fn keep_outcome(&self, payload: Arc<Vec<u8>>) {
-        lock(&self.shared).outcome = Some(payload);
+    pub(super) fn keep_outcome(&self, content: Content) {
+        lock(&self.shared).outcome = Some(content);
     }
 
     /// Publishes the end and wakes everyone. Whether no handle is left to ask about it.

@@ -95,14 +95,19 @@ fn place_with(fd: BorrowedFd<'_>, number: RawFd, flags: DupFlags) -> rustix::io:
     rustix::io::dup3(fd, &mut target, flags)
 }
 
-/// Takes over an fd that an exec'd program was given by number.
+/// A copy of a descriptor that is known by its number: one that Python holds, or that a program was
+/// started with.
 ///
 /// # Errors
-/// EBADF when there is no such fd.
-pub fn adopt_inherited(number: RawFd) -> Result<OwnedFd> {
-    // SAFETY: borrowed for one call only; a number that is not open gives EBADF, never memory errors.
-    let inherited = unsafe { BorrowedFd::borrow_raw(number) };
-    duplicate(inherited)
+/// EBADF when there is no such fd; EMFILE.
+pub fn duplicate_number(number: RawFd) -> Result<OwnedFd> {
+    if number < 0 {
+        return Err(Error::os("copy a descriptor", Errno::BADF));
+    }
+    // SAFETY: borrowed for one call only, and not -1, which is no descriptor; a number that is not open gives
+    // EBADF, never memory errors.
+    let found = unsafe { BorrowedFd::borrow_raw(number) };
+    duplicate(found)
 }
 
 /// A descriptor on which every read and write fails with EBADF, for [`neutralise_inherited`].
@@ -179,10 +184,8 @@ pub fn write_all_with_fds(fd: impl AsFd, bytes: &[u8], along: &[BorrowedFd<'_>])
     write_all(fd, &bytes[sent..])
 }
 
-/// The most descriptors that go beside one message.
-pub const MOST_FDS: usize = 4;
-/// The most that the kernel lets anybody send beside one.
-const KERNELS_MOST_FDS: usize = 253;
+/// The most descriptors that go beside one message: the kernel's limit.
+pub const MOST_FDS: usize = 253;
 
 /// Sends `bytes` with descriptors (at most [`MOST_FDS`]) beside the first of them; returns how many
 /// bytes went.
@@ -208,47 +211,74 @@ pub const AT_ONCE: usize = 1 << 13;
 /// # Errors
 /// The operating system's; `UnexpectedEof` at the end of the stream.
 pub fn receive_with_fds(socket: impl AsFd) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     let mut bytes = [0; AT_ONCE];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = loop {
-        let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
-        match recvmsg(&socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+    let mut arrived = Arrived::default();
+    let count = loop {
+        match receive(&socket, &mut bytes, &mut arrived) {
             Err(Errno::INTR) => {}
             outcome => break outcome?,
         }
     };
-    if received.bytes == 0 {
+    if count == 0 {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     }
-    let mut found = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(fds) = message {
-            found.extend(fds);
-        }
+    Ok((bytes[..count].to_vec(), arrived.fds.into()))
+}
+
+/// Descriptors that have come over a stream, in the order of the messages that they belong to.
+#[derive(Debug, Default)]
+pub struct Arrived {
+    fds: VecDeque<OwnedFd>,
+    /// There was no number left for one of them: nobody knows whose the others are.
+    lost: bool,
+}
+
+impl Arrived {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.fds.len()
     }
-    Ok((bytes[..received.bytes].to_vec(), found))
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.fds.is_empty()
+    }
+
+    /// Those of the next message, which has so many. Fewer where some have been lost.
+    pub fn take(&mut self, count: usize) -> Vec<OwnedFd> {
+        let there = if self.lost { 0 } else { count.min(self.fds.len()) };
+        self.fds.drain(..there).collect()
+    }
+
+    /// Whether some have been lost since all that had come by then was read.
+    pub fn is_incomplete(&self) -> bool {
+        self.lost
+    }
+
+    /// All messages that have begun to come have been read.
+    pub fn begin_anew(&mut self) {
+        self.lost = false;
+    }
 }
 
 /// Reads what there is of a stream, and takes in the descriptors that came beside it.
 ///
 /// # Errors
 /// The operating system's; EAGAIN when there is nothing.
-pub fn receive_into(
-    socket: impl AsFd,
-    bytes: &mut [u8],
-    fds: &mut VecDeque<OwnedFd>,
-) -> rustix::io::Result<usize> {
-    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(KERNELS_MOST_FDS))];
+pub fn receive(socket: impl AsFd, bytes: &mut [u8], arrived: &mut Arrived) -> rustix::io::Result<usize> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut parts = [std::io::IoSliceMut::new(bytes)];
     let received = recvmsg(&socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
     for message in ancillary.drain() {
         if let RecvAncillaryMessage::ScmRights(more) = message {
-            fds.extend(more);
+            arrived.fds.extend(more);
         }
+    }
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        arrived.fds.clear();
+        arrived.lost = true;
     }
     Ok(received.bytes)
 }

@@ -1,11 +1,12 @@
-//! Files in memory: where a worker's collected output and its last words go.
+//! Files in memory: where a worker's collected output and its last words go, and what is large and goes
+//! from one interpreter to another.
 //!
 //! Not pipes: nobody has to read a file for its writer to go on, and a grandchild that keeps it open
-//! keeps nobody waiting.
+//! keeps nobody waiting. The last holder of a descriptor or of a mapping frees it, however that ends.
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, OFlags};
+use rustix::fs::{MemfdFlags, OFlags, SealFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -20,6 +21,42 @@ pub fn create(name: &str) -> Result<OwnedFd> {
     rustix::fs::fcntl_setfl(&file, OFlags::APPEND)
         .map_err(|errno| Error::os("make a file in memory append-only", errno))?;
     Ok(file)
+}
+
+/// A file in memory that can be sealed once it has been written.
+///
+/// # Errors
+/// The operating system's (EMFILE, ENOMEM; EACCES or ENOSYS where there are no such files).
+pub fn sealable(name: &str) -> Result<OwnedFd> {
+    rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
+        .map_err(|errno| Error::os("make a file in memory", errno))
+}
+
+/// Neither its size nor what is in it changes any more, for anybody who holds or maps it.
+const SEALED: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// Makes a file of [`sealable`] immutable, for ever.
+///
+/// # Errors
+/// EBUSY while somebody has it mapped for writing.
+pub fn seal(file: impl AsFd) -> Result<()> {
+    rustix::fs::fcntl_add_seals(file, SEALED | SealFlags::SEAL)
+        .map_err(|errno| Error::os("seal a file in memory", errno))
+}
+
+/// Refuses what is no sealed file in memory. Whoever maps another one can be crashed by who made it: what
+/// is mapped beyond the end of a file is a SIGBUS.
+///
+/// # Errors
+/// A breach of the protocol.
+pub fn check_sealed(file: impl AsFd) -> Result<()> {
+    match rustix::fs::fcntl_get_seals(file) {
+        Ok(seals) if seals.contains(SEALED) => Ok(()),
+        Ok(seals) => {
+            Err(Error::protocol(format!("a file in memory with the seals {:#x} only", seals.bits())))
+        }
+        Err(errno) => Err(Error::protocol(format!("a descriptor that is no file in memory ({errno})"))),
+    }
 }
 
 /// The last `limit` bytes of a file, whatever its read position is.

@@ -84,9 +84,52 @@ pub enum News {
     Ended {
         /// How; read by `supervise` alone.
         exit: serde_json::Value,
-        /// The payload is a value or an exception.
-        outcome: bool,
+        /// Where the value or the exception is.
+        outcome: Outcome,
     },
+}
+
+/// Where what a worker has ended with is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// There is none.
+    None,
+    /// It is the payload.
+    Payload,
+    /// In the sealed file in memory that comes beside the message.
+    Memory,
+    /// It was there, and there was no descriptor left to take it over.
+    Lost,
+}
+
+impl News {
+    fn descriptors(&self) -> usize {
+        usize::from(matches!(self, Self::Ended { outcome: Outcome::Memory, .. }))
+    }
+}
+
+impl ToWorker {
+    /// How many descriptors come beside it.
+    pub fn descriptors(&self) -> usize {
+        match self {
+            Self::Spec { roles, .. } | Self::Lodge { roles, .. } => roles.len(),
+            Self::About { news, .. } => news.descriptors(),
+            Self::Template { .. } | Self::Cancel | Self::Press { .. } | Self::Lodger { .. } => 0,
+        }
+    }
+}
+
+impl FromWorker {
+    /// How many descriptors come beside it.
+    pub fn descriptors(&self) -> usize {
+        match self {
+            Self::ReturnedInMemory => 1,
+            Self::Lodger { news, .. } => news.descriptors(),
+            Self::About { wish: Wish::Spawn { roles, .. }, .. } => roles.len(),
+            _ => 0,
+        }
+    }
 }
 
 /// What a descriptor is for that a worker is given.
@@ -99,6 +142,10 @@ pub enum Role {
     Stderr,
     /// The directory that it is to work in.
     Directory,
+    /// The file in memory that holds what the message's payload would.
+    Payload,
+    /// Something that its arguments refer to, by its place among those with this role.
+    Passed,
 }
 
 /// What the host says to its zygote.
@@ -233,6 +280,8 @@ pub enum FromWorker {
     Started,
     /// The target returned. Payload: the pickled value.
     Returned,
+    /// The same; the value is in the file in memory that comes beside the message.
+    ReturnedInMemory,
     /// It raised. Payload: the pickled exception with its causes, as `_remote` packs it.
     Raised {
         /// `Type: message`.

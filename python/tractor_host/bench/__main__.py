@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("kill", "spawn")
+NAMES = ("kill", "share", "spawn")
 
 
 def main(arguments: list[str]) -> int:
