@@ -690,9 +690,9 @@ def test_without_files_in_memory_it_goes_through_the_pipe(
 
 def test_a_fork_server_that_stops_in_between_is_given_them_again() -> None:
     """The same descriptors go to the one that replaces it."""
-    server = _native.fork_server()
-    assert server is not None
-    with pipe() as ends:
+    with helpers.keeping(0), pipe() as ends:
+        server = _native.fork_server()
+        assert server is not None
         os.write(ends[1], b"twice")
         os.kill(server, signal.SIGSTOP)
         worker = th.spawn(sharing.read_fd, th.Fd(ends[0]), kwargs={}, backend="forkserver")

@@ -148,11 +148,13 @@ impl Pool {
         self.ready.iter().map(|blank| blank.child.pid())
     }
 
-    /// The descriptors that it takes to keep them.
+    /// The descriptors that it takes to keep them, and to wait for those that were ordered.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
-        self.ready.iter().flat_map(|blank| {
+        let ready = self.ready.iter().flat_map(|blank| {
             [blank.child.pidfd().as_raw_fd(), blank.channel.as_raw_fd(), blank.boot_log.as_raw_fd()]
-        })
+        });
+        let ordered = self.ordered.iter();
+        ready.chain(ordered.flat_map(|order| [order.channel.as_raw_fd(), order.boot_log.as_raw_fd()]))
     }
 
     /// Ends all of them.
