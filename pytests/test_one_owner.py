@@ -84,6 +84,35 @@ def test_the_program_sees_the_tree(process_backend: str) -> None:
             top.result(timeout=PATIENCE)
 
 
+def test_it_sees_what_a_worker_runs_by_itself_too(process_backend: str) -> None:
+    chain = ["subint", "fork", "subint", "exec", "subint"]
+    with th.spawn(targets.hang_in_a_chain, chain, backend=process_backend, name="top") as top:
+        helpers.until(lambda: len(th.workers()) == 6 and th.workers()[-1].state == "running")
+        found = sorted(th.workers(), key=lambda worker: worker.name)
+        assert [worker.name for worker in found] == [*(f"deep-{index}" for index in range(1, 6)), "top"]
+        assert [worker.backend for worker in found] == [*chain[::-1], process_backend]
+        assert [worker.parent for worker in found[:-1]] == [worker.id for worker in found[1:]]
+        assert next(worker.ladder for worker in found if worker.backend == "subint").keys() >= {"destroy"}
+        # It can be ended from here, and who waits for it is told.
+        deepest = found[0]
+        assert deepest.kill().kind == "killed"
+        with pytest.raises(th.RemoteError, match="WorkerKilled"):
+            top.result(timeout=PATIENCE)
+    assert {worker.wait(timeout=PATIENCE).kind for worker in found[1:]} == {"raised"}
+    assert th.workers() == []
+    assert th.statistics().live == 0
+
+
+def test_what_a_worker_ran_by_itself_has_ended_when_that_has(process_backend: str) -> None:
+    with th.spawn(targets.hang_in_a_chain, ["subint"], backend=process_backend) as top:
+        helpers.until(lambda: len(th.workers()) == 2 and th.workers()[-1].state == "running")
+        below = th.workers()[-1]
+        os.kill(top.pid or 0, signal.SIGKILL)
+        top.wait(timeout=PATIENCE)
+        assert below.exit is not None
+        assert below.exit.cause == "the process that ran it has ended"
+
+
 def test_a_subinterpreter_s_workers_are_shown_as_its_own() -> None:
     with th.spawn(targets.hang_in_a_chain, ["forkserver"], backend="subint", name="top") as top:
         helpers.until(lambda: len(th.workers()) == 2 and th.workers()[1].state == "running")
@@ -344,7 +373,7 @@ th.preload(["fractions"])
 # -- who asks for nonsense ---------------------------------------------------------------------------
 
 WISH = {"type": "about", "id": 1}
-SPAWN = {"type": "spawn", "standing": {"umask": 0, "limits": [], "nice": 0}, "roles": []}
+SPAWN = {"type": "spawn", "standing": {"umask": 0, "limits": [], "nice": 0}, "roles": [], "parent": None}
 
 
 @pytest.mark.parametrize(

@@ -263,8 +263,8 @@ def rungs(backend: str | None = None) -> dict[str, str | None]:
 def workers() -> list[Worker]:
     """Handles to the workers of this process that have not ended, oldest first.
 
-    Those that its workers have asked it for are among them; `Worker.parent` tells by whom each was wanted.
-    In a worker: those that it has spawned itself.
+    Those of its workers, and of theirs, are among them; `Worker.parent` tells whose each is. In a worker:
+    its own.
     """
     found = []
     for info in _native.workers():

@@ -558,7 +558,12 @@ fn listen(mut reader: Reader, door: &Arc<Door>) {
                     }
                 }
                 Ok(ToWorker::Press { force }) => pressure.raise(door, force),
-                Ok(message @ (ToWorker::About { .. } | ToWorker::Lodge { .. } | ToWorker::Lodger { .. })) => {
+                Ok(
+                    message @ (ToWorker::About { .. }
+                    | ToWorker::Lodge { .. }
+                    | ToWorker::Lodger { .. }
+                    | ToWorker::Own { .. }),
+                ) => {
                     let fds = reader.arrived.take(message.descriptors());
                     hear(Letter { message, payload: frame.payload.into(), fds });
                 }

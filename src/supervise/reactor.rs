@@ -16,7 +16,7 @@ use super::clerk::Surroundings;
 use super::exit::{Exit, Kind, Seen};
 use super::ladder::{Climb, Reason, Rung};
 use super::supervisor::{Answer, Supervisor};
-use super::worker::{Owner, State, Worker};
+use super::worker::{Owner, State, Told, Worker};
 use crate::error::{Error, Result};
 use crate::interp::door::Door;
 use crate::interp::rungs::pressure::Pressure;
@@ -30,7 +30,7 @@ use crate::sys::process::{Child, Status};
 use crate::sys::tree::{self, Tree};
 use crate::sys::{fd, log, memfile, oom, thread};
 use crate::wire::frame::{Decoder, Frame};
-use crate::wire::message::{self, FromWorker, News, Outcome, ToWorker, Wish};
+use crate::wire::message::{self, FromWorker, News, Outcome, Parent, Report, ToWorker, Wish};
 
 /// An order to the reactor.
 pub(super) enum Command {
@@ -70,6 +70,8 @@ pub(super) enum Link {
     Subint(Arc<Door>),
     /// A process that the supervisor of this process owns. Who waits for it to be made is told here.
     Elsewhere(Option<Arc<Slot<Answer>>>),
+    /// One that a worker process runs by itself.
+    Kept,
     /// A subinterpreter in a process that others may live in too.
     Lodger {
         /// That process, a worker too.
@@ -257,6 +259,14 @@ struct Entry {
     verdict: Option<Exit>,
 }
 
+impl Entry {
+    /// Whether it is no business of the supervisor that this process may be a worker of: that one is told of it.
+    fn is_run_here(&self) -> bool {
+        matches!(self.worker.owner, Owner::Interpreter(_) | Owner::Keeper { .. })
+            && !matches!(self.link, Link::Elsewhere(_))
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Alarm {
     Timeout,
@@ -425,6 +435,9 @@ impl Reactor {
             over: false,
             verdict: None,
         };
+        if entry.is_run_here() {
+            self.supervisor.report_made(&entry.worker);
+        }
         let owner = entry.worker.owner;
         // One that is elsewhere has none yet.
         let pid = entry.worker.pid();
@@ -439,7 +452,7 @@ impl Reactor {
         match owner {
             // The order to end all that there is has come before it.
             Owner::Interpreter(_) if self.supervisor.is_closing() => self.kill(id, Reason::Shutdown),
-            Owner::Interpreter(_) | Owner::Patron(_) | Owner::Lodgers => {}
+            Owner::Interpreter(_) | Owner::Patron(_) | Owner::Lodgers | Owner::Keeper { .. } => {}
             Owner::Worker { id: asker, theirs } => self.hand_over(id, asker, theirs, pid),
         }
     }
@@ -462,8 +475,8 @@ impl Reactor {
         let found = found.map(|entry| entry.worker.id);
         let Some(Entry { link: Link::Process(process), .. }) = self.entries.get(&id) else { return };
         match (wish, found) {
-            (Wish::Spawn { request, standing, roles, lodger }, _) => {
-                let lodger = lodger.filter(|lodger| self.lives_in(*lodger, id));
+            (Wish::Spawn { request, standing, roles, parent }, _) => {
+                let parent = self.parent_in(id, parent);
                 self.asked.insert((id, theirs), None);
                 let order = move || {
                     let request = serde_json::from_value(request)
@@ -471,7 +484,7 @@ impl Reactor {
                     let (parcel, rest) = parcel::sort(&roles, along, payload)?;
                     Ok((request, Surroundings::of_another(standing, rest)?, parcel))
                 };
-                self.supervisor.have_spawned((id, theirs), process.pid(), lodger, order);
+                self.supervisor.have_spawned((id, theirs), process.pid(), parent, order);
             }
             (Wish::Cancel, Some(found)) => self.cancel(found),
             (Wish::Kill { why }, Some(found)) => self.kill(found, why.into()),
@@ -481,6 +494,59 @@ impl Reactor {
                 if let Some(withdrawn) = self.asked.get_mut(&(id, theirs)) {
                     *withdrawn = Some(why.into());
                 }
+            }
+        }
+    }
+
+    /// A worker process tells of a worker that it runs by itself.
+    fn reported(&mut self, keeper: u64, theirs: u64, report: Report) {
+        let owner = Owner::Keeper { id: keeper, theirs };
+        match (report, self.kept_by(keeper, theirs)) {
+            (Report::Made { info, parent }, None) => {
+                let told = serde_json::from_value::<Told>(info)
+                    .map_err(|error| Error::protocol(format!("a malformed report: {error}")));
+                let made =
+                    told.and_then(|told| self.supervisor.enter(owner, self.parent_in(keeper, parent), told));
+                match made {
+                    Ok(worker) => self.watch(worker, Link::Kept),
+                    Err(error) => log::line(format_args!("worker {keeper} told of another: {error}")),
+                }
+            }
+            (Report::Started, Some(id)) => self.said(id, FromWorker::Started, Content::none(), Vec::new()),
+            (Report::Ended { exit }, Some(id)) => {
+                let exit = serde_json::from_value(exit).unwrap_or_else(Exit::unreadable);
+                if let Some(entry) = self.entries.remove(&id) {
+                    self.settle(&entry.worker, exit, false);
+                }
+            }
+            (Report::Made { .. }, Some(_)) | (Report::Started | Report::Ended { .. }, None) => {}
+        }
+    }
+
+    /// One that a worker process runs by itself, by its number there.
+    fn kept_by(&self, keeper: u64, theirs: u64) -> Option<u64> {
+        let owner = Owner::Keeper { id: keeper, theirs };
+        self.entries.values().find(|entry| entry.worker.owner == owner).map(|entry| entry.worker.id)
+    }
+
+    /// Who in a worker process wants another one, as far as that is known here; or else that itself.
+    fn parent_in(&self, process: u64, parent: Option<Parent>) -> u64 {
+        let found = match parent {
+            Some(Parent::Own(id)) => self.kept_by(process, id),
+            Some(Parent::Lodger(id)) => Some(id).filter(|id| self.lives_in(*id, process)),
+            None => None,
+        };
+        found.unwrap_or(process)
+    }
+
+    /// What a worker process ran by itself has ended with it.
+    fn forget_kept_by(&mut self, keeper: u64) {
+        let kept = |entry: &&Entry| matches!(entry.worker.owner, Owner::Keeper { id, .. } if id == keeper);
+        let kept: Vec<u64> = self.entries.values().filter(kept).map(|entry| entry.worker.id).collect();
+        for id in kept {
+            if let Some(entry) = self.entries.remove(&id) {
+                let exit = Exit::unknown("the process that ran it has ended".into());
+                self.settle(&entry.worker, exit, false);
             }
         }
     }
@@ -504,9 +570,14 @@ impl Reactor {
             ToWorker::Lodge { id, request, roles } => {
                 if let Err(error) = self.supervisor.lodge(id, request, &roles, fds, payload) {
                     let news = News::Refused { error: error.into(), confined: false };
-                    self.supervisor.tell_patron(id, news, None);
+                    self.supervisor.tell_patron(FromWorker::Lodger { id, news }, None);
                 }
             }
+            ToWorker::Own { id, wish } => match wish {
+                Wish::Cancel => self.cancel(id),
+                Wish::Kill { why } => self.kill(id, why.into()),
+                Wish::Spawn { .. } => {}
+            },
             ToWorker::Lodger { id: theirs, wish } => {
                 let found = self.entries.values().find(|entry| entry.worker.owner == Owner::Patron(theirs));
                 // It has ended meanwhile, which is told already.
@@ -681,7 +752,7 @@ impl Reactor {
                 process.child.destroy();
                 Some(Status::Signalled { signal: libc::SIGKILL, core: false })
             }
-            Link::Subint(_) | Link::Elsewhere(_) | Link::Lodger { .. } => None,
+            Link::Subint(_) | Link::Elsewhere(_) | Link::Lodger { .. } | Link::Kept => None,
         };
         self.publish(&entry.worker, &entry.seen, entry.asked);
     }
@@ -806,7 +877,10 @@ impl Reactor {
                 entry.seen.started = true;
                 entry.worker.advance(State::Running);
                 let owner = entry.worker.owner;
-                if entry.seen.cancelled && !matches!(entry.link, Link::Lodger { .. }) {
+                if entry.is_run_here() {
+                    self.supervisor.report(&entry.worker, Report::Started);
+                }
+                if entry.seen.cancelled && !matches!(entry.link, Link::Lodger { .. } | Link::Kept) {
                     // It was asked before it could listen.
                     self.ask_to_stop(id);
                 }
@@ -822,6 +896,7 @@ impl Reactor {
             }
             FromWorker::Refused => self.supervisor.needs_shared_gil(&entry.worker.target),
             FromWorker::Exited { .. } | FromWorker::Cancelled => entry.seen.report = Some(message),
+            FromWorker::Own { id: theirs, report } => self.reported(id, theirs, report),
             FromWorker::Lodger { id: lodger, news } => self.hear_of_lodger(id, lodger, news, content),
             FromWorker::About { id: theirs, wish } => self.wished(id, theirs, wish, along, content.bytes()),
         }
@@ -832,8 +907,10 @@ impl Reactor {
         entry.seen.cancelled = true;
         entry.asked.get_or_insert_with(Instant::now);
         entry.worker.advance(State::Cancelling);
-        // The last two have somebody else see to that.
-        if entry.seen.started || matches!(entry.link, Link::Elsewhere(None) | Link::Lodger { .. }) {
+        // For the rest somebody else sees to that.
+        if entry.seen.started
+            || matches!(entry.link, Link::Elsewhere(None) | Link::Lodger { .. } | Link::Kept)
+        {
             self.ask_to_stop(id);
         }
     }
@@ -871,6 +948,10 @@ impl Reactor {
         match &mut entry.link {
             Link::Process(_) => self.tell(id, &ToWorker::Cancel, None),
             Link::Elsewhere(_) => ask_for(id, Wish::Cancel),
+            Link::Kept => {
+                let owner = entry.worker.owner;
+                self.tell_keeper(owner, Wish::Cancel);
+            }
             Link::Lodger { landlord, .. } => {
                 let landlord = *landlord;
                 self.tell(landlord, &ToWorker::Lodger { id, wish: Wish::Cancel }, None);
@@ -894,6 +975,13 @@ impl Reactor {
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.worker.advance(State::Killing);
                     ask_for(id, Wish::Kill { why: reason.into() });
+                }
+            }
+            Some(Link::Kept) => {
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.worker.advance(State::Killing);
+                    let owner = entry.worker.owner;
+                    self.tell_keeper(owner, Wish::Kill { why: reason.into() });
                 }
             }
             Some(Link::Lodger { landlord, .. }) => {
@@ -973,7 +1061,7 @@ impl Reactor {
                 }
             }
             // Another supervisor climbs its ladder.
-            Link::Elsewhere(_) | Link::Lodger { .. } => {}
+            Link::Elsewhere(_) | Link::Lodger { .. } | Link::Kept => {}
         }
     }
 
@@ -1118,6 +1206,7 @@ impl Reactor {
 
     /// Ends what was started for a worker process that is gone. Whether there is any.
     fn end_those_of(&mut self, id: u64) -> bool {
+        self.forget_kept_by(id);
         let orphans: Vec<u64> = self.owned_by(id).map(|entry| entry.worker.id).collect();
         for orphan in &orphans {
             self.kill(*orphan, Reason::OwnerDied);
@@ -1144,9 +1233,17 @@ impl Reactor {
             worker.finish(exit);
             return;
         }
-        // Counted before it is published, so that whoever waited sees it counted.
-        self.supervisor.counted(exit.kind, worker, abandoned);
+        let kept = matches!(worker.owner, Owner::Keeper { .. });
+        if !kept {
+            // Counted before it is published, so that whoever waited sees it counted.
+            self.supervisor.counted(exit.kind, worker, abandoned);
+        }
         let told = serde_json::to_value(&exit);
+        if kept || matches!(worker.owner, Owner::Interpreter(_)) {
+            // Those that the supervisor of this process runs it does not know by that number.
+            let exit = told.as_ref().map_or(serde_json::Value::Null, Clone::clone);
+            self.supervisor.report(worker, Report::Ended { exit });
+        }
         if worker.finish(exit) {
             self.supervisor.forget(worker.id);
         }
@@ -1168,9 +1265,16 @@ impl Reactor {
     /// Tells whoever has asked for a worker, where that is another process.
     fn tell_owner(&mut self, owner: Owner, news: News, content: Option<Content>) {
         match owner {
-            Owner::Interpreter(_) | Owner::Lodgers => {}
+            Owner::Interpreter(_) | Owner::Lodgers | Owner::Keeper { .. } => {}
             Owner::Worker { id, theirs } => self.tell_asker(id, theirs, news, content),
-            Owner::Patron(theirs) => self.supervisor.tell_patron(theirs, news, content),
+            Owner::Patron(id) => self.supervisor.tell_patron(FromWorker::Lodger { id, news }, content),
+        }
+    }
+
+    /// Has a worker process do something about a worker that it runs by itself.
+    fn tell_keeper(&mut self, owner: Owner, wish: Wish) {
+        if let Owner::Keeper { id, theirs } = owner {
+            self.tell(id, &ToWorker::Own { id: theirs, wish }, None);
         }
     }
 

@@ -16,7 +16,7 @@ use super::exit::{Exit, Kind};
 use super::house::Houses;
 use super::ladder::{Ladder, Reason};
 use super::reactor::{Command, Introduction, Link, Process, Reactor};
-use super::worker::{Owner, Parts, State, Worker};
+use super::worker::{Owner, Parts, State, Told, Worker};
 use crate::error::{Error, Kind as ErrorKind, Result};
 use crate::interp::attach::Token;
 use crate::interp::door::Door;
@@ -34,7 +34,7 @@ use crate::sys::kick::Kicker;
 use crate::sys::lock::lock;
 use crate::sys::process::{self, Child};
 use crate::sys::{fd, log, memfile, oom, thread};
-use crate::wire::message::{self, Contract, FromWorker, News, Role, ToWorker, Wish};
+use crate::wire::message::{self, Contract, FromWorker, Parent, Report, Role, ToWorker, Wish};
 
 static SUPERVISOR: ForkLocal<Arc<Supervisor>> = ForkLocal::new();
 
@@ -172,7 +172,7 @@ impl Supervisor {
         let ended = |kind: Kind| counts.ended.get(&kind).copied().unwrap_or(0);
         json!({
             "spawned": counts.spawned,
-            "live": self.live().len(),
+            "live": self.live().iter().filter(|worker| !matches!(worker.owner, Owner::Keeper { .. })).count(),
             "returned": ended(Kind::Returned),
             "raised": ended(Kind::Raised),
             "cancelled": ended(Kind::Cancelled),
@@ -223,7 +223,7 @@ impl Supervisor {
     pub(super) fn spawn_for(
         self: &Arc<Self>,
         (id, theirs): (u64, u64),
-        lodger: Option<u64>,
+        parent: u64,
         request: Request,
         surroundings: Surroundings,
         parcel: Parcel,
@@ -235,10 +235,9 @@ impl Supervisor {
             )));
         }
         let owner = Owner::Worker { id, theirs };
-        let parent = Some(lodger.unwrap_or(id));
         let given = Given::Surroundings(Box::new(surroundings));
         // Nobody here has a handle to it.
-        self.make(owner, parent, given, request, parcel).map(|worker| self.release(worker.id))
+        self.make(owner, Some(parent), given, request, parcel).map(|worker| self.release(worker.id))
     }
 
     /// A worker that is to live in this process, for the supervisor that this one is a worker of.
@@ -467,12 +466,8 @@ impl Supervisor {
         let (payload, roles, along) = surroundings.with(parcel)?;
         let along: Vec<_> = along.iter().map(AsFd::as_fd).collect();
         let standing = surroundings.standing();
-        let parent = worker.parent.and_then(|parent| self.worker(parent).ok());
-        let lodger = parent.and_then(|parent| match parent.owner {
-            Owner::Patron(id) => Some(id),
-            _ => None,
-        });
-        let wish = Wish::Spawn { request: told, standing, roles, lodger };
+        let parent = self.parent_of(worker);
+        let wish = Wish::Spawn { request: told, standing, roles, parent };
         let answer = match patron.wish(worker.id, wish, &payload, &along) {
             Ok(()) => self.await_answer(worker.id, &reply),
             Err(error) => Err(error),
@@ -737,7 +732,7 @@ impl Supervisor {
         self: &Arc<Self>,
         asker: (u64, u64),
         pid: i32,
-        lodger: Option<u64>,
+        parent: u64,
         order: impl FnOnce() -> Result<(Request, Surroundings, Parcel)> + Send + 'static,
     ) {
         let supervisor = Arc::clone(self);
@@ -748,7 +743,7 @@ impl Supervisor {
                 return;
             }
             let made = order().and_then(|(request, surroundings, parcel)| {
-                supervisor.spawn_for(asker, lodger, request, surroundings, parcel)
+                supervisor.spawn_for(asker, parent, request, surroundings, parcel)
             });
             if let Err(error) = made {
                 supervisor.order(Command::Refused(asker, error, false));
@@ -759,12 +754,44 @@ impl Supervisor {
         }
     }
 
+    /// Enters a worker that another process runs by itself. Nobody here has a handle to it.
+    ///
+    /// # Errors
+    /// When what is told of it can't be.
+    pub(super) fn enter(&self, owner: Owner, parent: u64, told: Told) -> Result<Arc<Worker>> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let worker = Arc::new(Worker::told(id, owner, parent, told)?);
+        lock(&self.workers).insert(id, Arc::clone(&worker));
+        Ok(worker)
+    }
+
+    /// As [`Supervisor::report`], that there is one.
+    pub(super) fn report_made(&self, worker: &Worker) {
+        let report = Report::Made { info: worker.info(), parent: self.parent_of(worker) };
+        self.report(worker, report);
+    }
+
+    /// Which worker wants this one, as the supervisor of this process knows it.
+    fn parent_of(&self, worker: &Worker) -> Option<Parent> {
+        let parent = worker.parent.and_then(|parent| self.worker(parent).ok())?;
+        Some(match parent.owner {
+            Owner::Patron(lodger) => Parent::Lodger(lodger),
+            _ => Parent::Own(parent.id),
+        })
+    }
+
+    /// Tells the supervisor that this process is a worker of, if it is one, of a worker that this one runs.
+    pub(super) fn report(&self, worker: &Worker, report: Report) {
+        if context::of_process().is_some() {
+            self.tell_patron(FromWorker::Own { id: worker.id, report }, None);
+        }
+    }
+
     /// Says something to the supervisor that this process is a worker of, on a thread that can wait for that.
-    pub(super) fn tell_patron(&self, id: u64, news: News, content: Option<Content>) {
+    pub(super) fn tell_patron(&self, message: FromWorker, content: Option<Content>) {
         let told = self.clerk.give(move || {
             let content = content.unwrap_or_else(Content::none);
-            let sent = context::of_process()
-                .map_or(Ok(()), |patron| patron.send(&FromWorker::Lodger { id, news }, &content));
+            let sent = context::of_process().map_or(Ok(()), |patron| patron.send(&message, &content));
             if let Err(error) = sent {
                 log::line(format_args!("{error}"));
             }

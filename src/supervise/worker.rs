@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::exit::{Exit, Kind};
@@ -48,6 +48,13 @@ pub enum Owner {
     Patron(u64),
     /// Those that live in it, who come and go.
     Lodgers,
+    /// A worker process that runs it by itself, and only tells of it.
+    Keeper {
+        /// That worker's number here.
+        id: u64,
+        /// The number that this one has there.
+        theirs: u64,
+    },
 }
 
 /// A worker. Shared between its handles and the reactor, which alone moves it on.
@@ -85,6 +92,16 @@ struct Shared {
     /// Readable once the worker has ended; made when somebody asks for it.
     notify: Option<OwnedFd>,
     handles: usize,
+}
+
+/// What a worker process tells of one that it runs by itself.
+#[derive(Deserialize)]
+pub(super) struct Told {
+    name: String,
+    target: String,
+    backend: Backend,
+    pid: Option<i32>,
+    ladder: Vec<(String, f64)>,
 }
 
 /// What a worker is made of.
@@ -125,6 +142,24 @@ impl Worker {
             ended: Event::new(),
             shared: Mutex::new(shared),
         }
+    }
+
+    /// One that another process runs.
+    ///
+    /// # Errors
+    /// When it is told to have a ladder that it can't have.
+    pub(super) fn told(id: u64, owner: Owner, parent: u64, told: Told) -> Result<Self> {
+        let Told { name, target, backend, pid, ladder, .. } = told;
+        let ladder = Ladder::custom(backend, &ladder)?;
+        let (parent, timeout, collected) = (Some(parent), None, None);
+        let worker =
+            Self::new(Parts { id, name, target, backend, owner, parent, ladder, timeout, collected });
+        {
+            let mut shared = lock(&worker.shared);
+            shared.pid = pid;
+            shared.handles = 0;
+        }
+        Ok(worker)
     }
 
     /// What `tractor_host.workers()` tells of it.

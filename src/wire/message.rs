@@ -53,6 +53,13 @@ pub enum ToWorker {
         /// What is to be done about it.
         wish: Wish,
     },
+    /// Of one that it runs by itself, by the number that it has there.
+    Own {
+        /// That.
+        id: u64,
+        /// What is to be done about it.
+        wish: Wish,
+    },
     /// Of a worker that it has asked for.
     About {
         /// The number by which it asked.
@@ -115,7 +122,11 @@ impl ToWorker {
         match self {
             Self::Spec { roles, .. } | Self::Lodge { roles, .. } => roles.len(),
             Self::About { news, .. } => news.descriptors(),
-            Self::Template { .. } | Self::Cancel | Self::Press { .. } | Self::Lodger { .. } => 0,
+            Self::Template { .. }
+            | Self::Cancel
+            | Self::Press { .. }
+            | Self::Lodger { .. }
+            | Self::Own { .. } => 0,
         }
     }
 }
@@ -229,6 +240,16 @@ pub struct Standing {
     pub nice: i32,
 }
 
+/// A worker that runs in the process that tells of it, by a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Parent {
+    /// One that it runs by itself: its own number.
+    Own(u64),
+    /// One that lives there: the number that it has with the supervisor of that process.
+    Lodger(u64),
+}
+
 /// What whoever asked for a worker wants of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
@@ -241,8 +262,8 @@ pub enum Wish {
         standing: Standing,
         /// What the descriptors beside it are for, in their order.
         roles: Vec<Role>,
-        /// The number of the worker that wants it, where that is one that lives in the asking process.
-        lodger: Option<u64>,
+        /// Which worker of the asking process wants it, if one does.
+        parent: Option<Parent>,
     },
     /// That it be asked to stop.
     Cancel,
@@ -269,6 +290,26 @@ pub enum Why {
     TimedOut {
         /// Its limit.
         seconds: f64,
+    },
+}
+
+/// What a worker process tells of a worker that it runs by itself, which is not asked for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Report {
+    /// There is one.
+    Made {
+        /// What `tractor_host.workers()` tells of it there.
+        info: serde_json::Value,
+        /// Which worker of that process has it, if one does.
+        parent: Option<Parent>,
+    },
+    /// Its boot is over.
+    Started,
+    /// It is over.
+    Ended {
+        /// How; read by `supervise` alone.
+        exit: serde_json::Value,
     },
 }
 
@@ -306,6 +347,13 @@ pub enum FromWorker {
         id: u64,
         /// What there is to tell.
         news: News,
+    },
+    /// Of a worker that it runs by itself, by the number that it has there.
+    Own {
+        /// That.
+        id: u64,
+        /// What there is to tell.
+        report: Report,
     },
     /// Of another worker, which is to be its own.
     About {

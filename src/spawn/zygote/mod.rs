@@ -193,7 +193,7 @@ impl Zygote {
     /// ready.
     ///
     /// # Errors
-    /// Those of starting it; interrupted as in [`Zygote::fork`].
+    /// Those of starting it; interrupted as in [`Zygote::take`].
     pub fn renew(&self, order: &[u8], start: impl FnOnce() -> Result<Started>) -> Result<()> {
         let mut state = self.lock();
         // One that was starting when a signal interrupted this very call is gone on with.
