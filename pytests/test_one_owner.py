@@ -327,6 +327,60 @@ def test_a_worker_that_ends_while_one_is_made_for_it(program: Callable[..., Prog
     assert ended.stdout == "0 left\n", ended.stderr
 
 
+ASKING = """
+import os
+import tractor_host as th
+
+def attempt():
+    try:
+        return th.spawn("math:factorial", 5, backend=args[0]).result(30)
+    except OSError as error:
+        return error.errno
+
+found = [attempt()]
+while os.read(args[1].fileno(), 1):
+    found.append(attempt())
+    os.write(args[2].fileno(), b"!")
+found
+"""
+
+
+def test_a_program_without_descriptors_says_so_to_who_asks(
+    inner: str, program: Callable[..., Program]
+) -> None:
+    ended = program(
+        f"""
+        import errno, os, resource, sys, tractor_host as th
+
+        if __name__ == "__main__":
+            asks, answers = os.pipe(), os.pipe()
+            worker = th.spawn(th.Source({ASKING!r}), sys.argv[1], th.Fd(asks[0]), th.Fd(answers[1]), backend="exec")
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            os.write(asks[1], b"!")
+            os.read(answers[0], 1)
+            # Once another one has come and gone, all of the last one is.
+            th.spawn("os:getpid", backend="subint").result(30)
+            assert len(th.workers()) == 1
+            top = os.open("/dev/null", os.O_RDONLY)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (top + 1, limits[1]))
+            fill = []
+            try:
+                while True:
+                    fill.append(os.dup(top))
+            except OSError:
+                pass
+            os.write(asks[1], b"!")
+            os.read(answers[0], 1)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            os.write(asks[1], b"!")
+            os.read(answers[0], 1)
+            os.close(asks[1])
+            print(*worker.result(30), errno.EMFILE, th.workers())
+        """
+    ).run(inner)
+    assert (ended.stdout, ended.stderr) == ("120 120 24 120 24 []\n", "")
+
+
 # -- who must do it alone ----------------------------------------------------------------------------
 
 

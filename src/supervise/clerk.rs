@@ -114,10 +114,16 @@ impl Surroundings {
 }
 
 /// Whether a process may do and see just what this one may. One that may not must start by itself what it
-/// wants started, or it would get out of where it was put.
-pub(super) fn is_as_free(pid: i32) -> bool {
-    // Where that can't be told, it counts as not.
-    matches!((procfs::confinement(pid), procfs::confinement(process::id())), (Ok(its), Ok(ours)) if its == ours)
+/// wants started, or it would get out of where it was put. Where that can't be told, it counts as not.
+///
+/// # Errors
+/// EMFILE, ENOMEM: it could be told another time.
+pub(super) fn is_as_free(pid: i32) -> Result<bool> {
+    let both = procfs::confinement(pid).and_then(|its| Ok(its == procfs::confinement(process::id())?));
+    match both.as_ref().map_err(Error::raw_os_error) {
+        Err(Some(libc::ENOENT | libc::ESRCH | libc::EACCES | libc::EPERM)) => Ok(false),
+        _ => both,
+    }
 }
 
 /// A copy of this process's stdout or stderr; /dev/null where that is closed.

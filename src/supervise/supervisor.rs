@@ -737,14 +737,17 @@ impl Supervisor {
     ) {
         let supervisor = Arc::clone(self);
         let made = self.clerk.give(move || {
-            if !is_as_free(pid) {
-                let error = Error::state("the supervisor starts no worker for one that is confined");
-                supervisor.order(Command::Refused(asker, error, true));
-                return;
-            }
-            let made = order().and_then(|(request, surroundings, parcel)| {
-                supervisor.spawn_for(asker, parent, request, surroundings, parcel)
-            });
+            let made = match is_as_free(pid) {
+                Ok(true) => order().and_then(|(request, surroundings, parcel)| {
+                    supervisor.spawn_for(asker, parent, request, surroundings, parcel)
+                }),
+                Ok(false) => {
+                    let error = Error::state("the supervisor starts no worker for one that is confined");
+                    supervisor.order(Command::Refused(asker, error, true));
+                    return;
+                }
+                Err(error) => Err(error),
+            };
             if let Err(error) = made {
                 supervisor.order(Command::Refused(asker, error, false));
             }
