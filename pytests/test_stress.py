@@ -88,11 +88,19 @@ if __name__ == "__main__":
     kept = []
     print("runs", flush=True)
     for index in itertools.count():
-        backend = ("forkserver", "fork", "exec", "subint")[index % 4]
-        target, args = [(targets.daemons, ("ignore",)), (targets.spin_and_swallow, ()), (targets.add, (1, 2))][index % 3]
+        backend = ("forkserver", "fork", "exec", "subint", "subint_forkserver")[index % 5]
+        target, args = [
+            (targets.daemons, ("ignore",)),
+            (targets.spin_and_swallow, ()),
+            (targets.hang_in_a_chain, (["forkserver", "exec"],)),
+            (targets.add, (1, 2)),
+        ][index % 4]
+        options = {"process": "house"} if backend == "subint_forkserver" else {}
         if backend == "subint":
             target, args = targets.sleep, ()
-        kept.append(th.spawn(target, *args, backend=backend, stdio="null", cancel_timeout=0.01, kill_timeout=0.2))
+        kept.append(
+            th.spawn(target, *args, backend=backend, stdio="null", cancel_timeout=0.01, kill_timeout=0.2, **options)
+        )
         if len(kept) > 6:
             kept.pop(0).kill()
 """
@@ -102,7 +110,7 @@ if __name__ == "__main__":
 def test_nobody_survives_a_host_that_is_killed_at_any_moment(
     kills: int, program: Callable[..., Program]
 ) -> None:
-    """Workers, the fork server, daemons of workers: all of them inherit a variable, by which they are found."""
+    """Workers and theirs, the fork server, daemons of workers: all of them inherit a variable, by which they are found."""
     choice = random.Random(0)
     host = program(HOST)
     found = slowest = 0
