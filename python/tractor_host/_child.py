@@ -80,14 +80,15 @@ def _prepare_blank() -> None:
     mapped; most of that is done by then."""
     global _is_prepared, _environment
     import os
-    import signal
 
+    is_main = _native.is_main_interpreter()
     _open_own_stdio()
-    _prepare_process()
+    if is_main:
+        _prepare_process()
     _is_prepared = True
     environment = b"\0".join([key + b"=" + value for key, value in os.environb.items()]).decode("latin-1")
     spec = {
-        "wall": "forkserver",
+        "wall": "forkserver" if is_main else "subint_forkserver",
         "runtime": None,
         "caller": None,
         "argv": [os.fsencode(text).decode("latin-1") for text in sys.argv],
@@ -103,8 +104,12 @@ def _prepare_blank() -> None:
     _dump(target(*args, **kwargs))
     _flush()
     _environment = environment
-    # Until it has a task, a SIGINT ends it as any other signal does.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if is_main:
+        _native.child_rehearse_apart()
+        import signal
+
+        # Until it has a task, a SIGINT ends it as any other signal does.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def cancel() -> None:

@@ -54,6 +54,20 @@ impl Template {
 /// The one that this process has adopted, until somebody attaches to it.
 static ADOPTED: Mutex<Option<Template>> = Mutex::new(None);
 
+/// Runs `body` in the interpreter that this process has adopted, if it has, and leaves it idle again. The
+/// calling thread is attached to the main interpreter.
+///
+/// # Errors
+/// Those of `body`.
+pub fn visit(token: Token<'_>, body: impl FnOnce(Token<'_>) -> Result<()>) -> Result<()> {
+    let Some(template) = *lock(&ADOPTED) else { return Ok(()) };
+    token.detached(|| {
+        // SAFETY: nobody ends it, and this thread is detached.
+        let attached = unsafe { Attached::new(template.interpreter) };
+        body(attached.token())
+    })
+}
+
 /// Attaches the calling thread, which must not be attached to any, to the interpreter that this process has
 /// adopted with this kind of GIL, if it has. It stays for as long as the process.
 pub fn take(gil: Gil) -> Option<Attached> {

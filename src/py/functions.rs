@@ -240,6 +240,12 @@ native!(ChildEnter, "child_enter", (), waits: true,
 native!(ChildRehearse, "child_rehearse", ("spec"), waits: false,
     "In an idle child of a fork server: take in a task like this one. Returns what `child_spec` would.",
     |_, args| Ok(context::rehearse(json(args, 0)?.clone())?.into()));
+native!(ChildRehearseApart, "child_rehearse_apart", (), waits: false,
+"In an idle child of a fork server: have the second interpreter do the same, if there is one.",
+|_, _| {
+    with_current(apart::rehearse).transpose()?;
+    Ok(Value::NONE)
+});
 native!(ChildSpec, "child_spec", (), waits: false,
     "What this interpreter, a worker, was asked to do.",
     |call, _| Ok(context::current(call.interpreter)?.spec().into()));
@@ -363,6 +369,7 @@ pub(super) fn table() -> Table {
         .with::<ZygoteServe>()
         .with::<ChildEnter>()
         .with::<ChildRehearse>()
+        .with::<ChildRehearseApart>()
         .with::<ChildSpec>()
         .with::<ChildPayload>()
         .with::<ChildTake>()

@@ -28,15 +28,25 @@ pub fn run(token: Token<'_>, gil: GilPolicy) -> Result<()> {
     token.detached(|| live(first, fall_back))
 }
 
+/// In a process that has no task yet: has the interpreter that it has adopted do what it can without one.
+///
+/// # Errors
+/// What that raised.
+pub fn rehearse(token: Token<'_>) -> Result<()> {
+    template::visit(token, |token| {
+        call::function(token, c"tractor_host._zygote", c"after_fork")?;
+        call::function(token, c"tractor_host._child", c"_prepare_blank")
+    })
+}
+
 /// It returns with an error only.
 fn live(gil: Gil, fall_back: Option<Gil>) -> Result<()> {
     let home = Home::of(gil)?;
     let token = home.token();
     rungs::report_missing(token);
     let life = SecondLife::live(token, fall_back.is_some(), |context| {
-        if let Home::Adopted(_) = home {
-            call::function(token, c"tractor_host._zygote", c"after_fork")?;
-        } else {
+        // One that was adopted has rehearsed by now.
+        if let Home::Made(_) = home {
             call::set_sys_path(token, &path_of(&context.spec())?)?;
         }
         call::function(token, c"tractor_host._child", c"main")
