@@ -2,8 +2,11 @@
 //! decisions about a worker's end are made here, one after the other. It never waits for Python, for
 //! a worker or for a lock that is held across a wait.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::os::fd::{AsFd, OwnedFd};
+mod process;
+mod relations;
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,25 +15,24 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-use super::clerk::Surroundings;
+pub(super) use process::Process;
+use relations::ask_for;
+
 use super::exit::{Exit, Kind, Seen};
 use super::ladder::{Climb, Reason, Rung};
 use super::supervisor::{Answer, Supervisor};
-use super::worker::{Owner, State, Told, Worker};
+use super::worker::{Owner, State, Worker};
 use crate::error::{Error, Result};
 use crate::interp::door::Door;
 use crate::interp::rungs::pressure::Pressure;
-use crate::spawn::context::{self, Letter};
-use crate::spawn::parcel::{self, Content};
+use crate::spawn::context::Letter;
+use crate::spawn::parcel::Content;
 use crate::sys::event::Slot;
-use crate::sys::fd::Arrived;
 use crate::sys::kick;
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Status};
-use crate::sys::tree::{self, Tree};
-use crate::sys::{fd, log, memfile, oom, thread};
-use crate::wire::frame::{Decoder, Frame};
-use crate::wire::message::{self, FromWorker, News, Outcome, Parent, Report, ToWorker, Wish};
+use crate::sys::{fd, log, memfile, thread, tree};
+use crate::wire::message::{self, FromWorker, News, Report, ToWorker, Wish};
 
 /// An order to the reactor.
 pub(super) enum Command {
@@ -87,152 +89,6 @@ pub(super) struct Introduction {
     /// Goes beside the head.
     pub(super) along: Vec<Arc<OwnedFd>>,
     pub(super) payload: Arc<Vec<u8>>,
-}
-
-/// A worker process.
-pub(super) struct Process {
-    child: Child,
-    /// `None` once it is closed, by either side.
-    channel: Option<OwnedFd>,
-    decoder: Decoder,
-    /// What came beside its messages and has not been taken.
-    arrived: Arrived,
-    outbox: VecDeque<Outgoing>,
-    boot_log: OwnedFd,
-    /// What was found below it when it was told to end in a way that it can't hear.
-    tree: Tree,
-    /// What the kernel's out-of-memory killer had done before.
-    oom: Option<oom::Before>,
-}
-
-struct Outgoing {
-    bytes: Arc<Vec<u8>>,
-    sent: usize,
-    /// They go beside the first byte.
-    fds: Vec<Arc<OwnedFd>>,
-}
-
-impl Process {
-    pub(super) fn new(child: Child, channel: OwnedFd, boot_log: OwnedFd) -> Self {
-        Self {
-            child,
-            channel: Some(channel),
-            decoder: Decoder::new(),
-            arrived: Arrived::default(),
-            outbox: VecDeque::new(),
-            boot_log,
-            tree: Tree::default(),
-            oom: None,
-        }
-    }
-
-    pub(super) fn pid(&self) -> i32 {
-        self.child.pid()
-    }
-
-    pub(super) fn post(&mut self, bytes: Arc<Vec<u8>>) {
-        self.outbox.push_back(Outgoing { bytes, sent: 0, fds: Vec::new() });
-    }
-
-    pub(super) fn post_with_fds(&mut self, bytes: Vec<u8>, fds: Vec<Arc<OwnedFd>>) {
-        self.outbox.push_back(Outgoing { bytes: Arc::new(bytes), sent: 0, fds });
-    }
-
-    /// Sends a signal, and lets a stopped process act on it. Where that can end it on the spot, all that is
-    /// below it is remembered, or ended, before: it can't be found any more afterwards. Whether that was
-    /// stopped, and is to go on if the process does not end.
-    fn end(&mut self, number: Signal) -> bool {
-        let deadline = Instant::now() + TREE_BOUND;
-        match number {
-            Signal::KILL => {
-                self.signal(Signal::STOP);
-                self.tree.gather(self.child.pid(), deadline);
-                self.tree.kill();
-                self.child.kill_group();
-                self.signal(Signal::KILL);
-                false
-            }
-            Signal::TERM => {
-                self.signal(Signal::STOP);
-                self.tree.gather(self.child.pid(), deadline);
-                self.signal(number);
-                self.signal(Signal::CONT);
-                !self.tree.is_empty()
-            }
-            _ => {
-                self.signal(number);
-                self.signal(Signal::CONT);
-                false
-            }
-        }
-    }
-
-    /// Whether it is over, whoever has seen that.
-    fn has_ended(&self) -> bool {
-        matches!(self.child.peek(), Ok(Some(_)))
-    }
-
-    fn signal(&self, number: Signal) {
-        if let Err(error) = self.child.signal(number) {
-            log::line(format_args!("{error}"));
-        }
-    }
-
-    /// A message of the worker's: what it says, what it carries, and what else came beside it.
-    ///
-    /// # Errors
-    /// When it breaks the protocol.
-    fn open(&mut self, frame: Frame) -> Result<(FromWorker, Content, Vec<OwnedFd>)> {
-        let message: FromWorker = message::decode(&frame, "a worker's message")?;
-        let mut along = self.arrived.take(message.descriptors());
-        let content = match &message {
-            FromWorker::ReturnedInMemory
-            | FromWorker::Lodger { news: News::Ended { outcome: Outcome::Memory, .. }, .. } => {
-                if along.is_empty() && !self.arrived.is_incomplete() {
-                    return Err(Error::protocol("expected a descriptor beside a result in memory, got none"));
-                }
-                Content::received(along.pop())?
-            }
-            _ => Content::Bytes(Arc::new(frame.payload)),
-        };
-        Ok((message, content, along))
-    }
-
-    /// Writes what the channel takes. Whether something is left for later.
-    ///
-    /// # Errors
-    /// What the worker was to be told can't be sent: there is no use in its waiting for that.
-    pub(super) fn flush(&mut self) -> rustix::io::Result<bool> {
-        let Some(channel) = &self.channel else {
-            self.outbox.clear();
-            return Ok(false);
-        };
-        while let Some(item) = self.outbox.front_mut() {
-            let rest = &item.bytes[item.sent..];
-            if rest.is_empty() {
-                self.outbox.pop_front();
-                continue;
-            }
-            let fds: Vec<_> = item.fds.iter().map(AsFd::as_fd).collect();
-            let sent = fd::send_with_fds(channel, rest, &fds);
-            match sent {
-                Ok(count) => {
-                    item.sent += count;
-                    item.fds.clear();
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(true),
-                Err(Errno::PIPE | Errno::CONNRESET) => {
-                    // The worker has closed its end; how it ends is seen at its pidfd.
-                    self.outbox.clear();
-                    return Ok(false);
-                }
-                // ETOOMANYREFS, mostly: descriptors that are on their way count against a limit too.
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(false)
-    }
 }
 
 /// A worker, as the reactor knows it.
@@ -457,285 +313,6 @@ impl Reactor {
         }
     }
 
-    /// There is a worker that a worker process has asked for.
-    fn hand_over(&mut self, id: u64, asker: u64, theirs: u64, pid: Option<i32>) {
-        if let Some(pid) = pid {
-            self.tell_asker(asker, theirs, News::Spawned { pid }, None);
-        }
-        let withdrawn = self.asked.remove(&(asker, theirs)).flatten();
-        let gone = self.entries.get(&asker).is_none_or(|entry| entry.over || entry.abandoned);
-        if let Some(reason) = if gone { Some(Reason::OwnerDied) } else { withdrawn } {
-            self.kill(id, reason);
-        }
-    }
-
-    /// A worker process wants something of a worker that is, or is to be, its own.
-    fn wished(&mut self, id: u64, theirs: u64, wish: Wish, along: Vec<OwnedFd>, payload: Arc<Vec<u8>>) {
-        let found = self.owned_by(id).find(|entry| entry.worker.owner == Owner::Worker { id, theirs });
-        let found = found.map(|entry| entry.worker.id);
-        let Some(Entry { link: Link::Process(process), .. }) = self.entries.get(&id) else { return };
-        match (wish, found) {
-            (Wish::Spawn { request, standing, roles, parent }, _) => {
-                let parent = self.parent_in(id, parent);
-                self.asked.insert((id, theirs), None);
-                let order = move || {
-                    let request = serde_json::from_value(request)
-                        .map_err(|error| Error::protocol(format!("a malformed request: {error}")))?;
-                    let (parcel, rest) = parcel::sort(&roles, along, payload)?;
-                    Ok((request, Surroundings::of_another(standing, rest)?, parcel))
-                };
-                self.supervisor.have_spawned((id, theirs), process.pid(), parent, order);
-            }
-            (Wish::Cancel, Some(found)) => self.cancel(found),
-            (Wish::Kill { why }, Some(found)) => self.kill(found, why.into()),
-            // It has ended meanwhile, or is still being made.
-            (Wish::Cancel, None) => {}
-            (Wish::Kill { why }, None) => {
-                if let Some(withdrawn) = self.asked.get_mut(&(id, theirs)) {
-                    *withdrawn = Some(why.into());
-                }
-            }
-        }
-    }
-
-    /// A worker process tells of a worker that it runs by itself.
-    fn reported(&mut self, keeper: u64, theirs: u64, report: Report) {
-        let owner = Owner::Keeper { id: keeper, theirs };
-        match (report, self.kept_by(keeper, theirs)) {
-            (Report::Made { info, parent }, None) => {
-                let told = serde_json::from_value::<Told>(info)
-                    .map_err(|error| Error::protocol(format!("a malformed report: {error}")));
-                let made =
-                    told.and_then(|told| self.supervisor.enter(owner, self.parent_in(keeper, parent), told));
-                match made {
-                    Ok(worker) => self.watch(worker, Link::Kept),
-                    Err(error) => log::line(format_args!("worker {keeper} told of another: {error}")),
-                }
-            }
-            (Report::Started, Some(id)) => self.said(id, FromWorker::Started, Content::none(), Vec::new()),
-            (Report::Ended { exit }, Some(id)) => {
-                let exit = serde_json::from_value(exit).unwrap_or_else(Exit::unreadable);
-                if let Some(entry) = self.entries.remove(&id) {
-                    self.settle(&entry.worker, exit, false);
-                }
-            }
-            (Report::Made { .. }, Some(_)) | (Report::Started | Report::Ended { .. }, None) => {}
-        }
-    }
-
-    /// One that a worker process runs by itself, by its number there.
-    fn kept_by(&self, keeper: u64, theirs: u64) -> Option<u64> {
-        let owner = Owner::Keeper { id: keeper, theirs };
-        self.entries.values().find(|entry| entry.worker.owner == owner).map(|entry| entry.worker.id)
-    }
-
-    /// Who in a worker process wants another one, as far as that is known here; or else that itself.
-    fn parent_in(&self, process: u64, parent: Option<Parent>) -> u64 {
-        let found = match parent {
-            Some(Parent::Own(id)) => self.kept_by(process, id),
-            Some(Parent::Lodger(id)) => Some(id).filter(|id| self.lives_in(*id, process)),
-            None => None,
-        };
-        found.unwrap_or(process)
-    }
-
-    /// What a worker process ran by itself has ended with it.
-    fn forget_kept_by(&mut self, keeper: u64) {
-        let kept = |entry: &&Entry| matches!(entry.worker.owner, Owner::Keeper { id, .. } if id == keeper);
-        let kept: Vec<u64> = self.entries.values().filter(kept).map(|entry| entry.worker.id).collect();
-        for id in kept {
-            if let Some(entry) = self.entries.remove(&id) {
-                let exit = Exit::unknown("the process that ran it has ended".into());
-                self.settle(&entry.worker, exit, false);
-            }
-        }
-    }
-
-    /// What was started for a worker process.
-    fn owned_by(&self, id: u64) -> impl Iterator<Item = &Entry> {
-        self.entries
-            .values()
-            .filter(move |entry| matches!(entry.worker.owner, Owner::Worker { id: owner, .. } if owner == id))
-    }
-
-    fn tell_asker(&mut self, asker: u64, theirs: u64, news: News, content: Option<Content>) {
-        self.tell(asker, &ToWorker::About { id: theirs, news }, content);
-    }
-
-    /// Takes in what the supervisor of this process has to say of other workers.
-    fn read(&mut self, letter: Letter) {
-        let Letter { message, payload, fds } = letter;
-        match message {
-            ToWorker::About { id, news } => self.hear(id, news, payload, fds),
-            ToWorker::Lodge { id, request, roles } => {
-                if let Err(error) = self.supervisor.lodge(id, request, &roles, fds, payload) {
-                    let news = News::Refused { error: error.into(), confined: false };
-                    self.supervisor.tell_patron(FromWorker::Lodger { id, news }, None);
-                }
-            }
-            ToWorker::Own { id, wish } => match wish {
-                Wish::Cancel => self.cancel(id),
-                Wish::Kill { why } => self.kill(id, why.into()),
-                Wish::Spawn { .. } => {}
-            },
-            ToWorker::Lodger { id: theirs, wish } => {
-                let found = self.entries.values().find(|entry| entry.worker.owner == Owner::Patron(theirs));
-                // It has ended meanwhile, which is told already.
-                let Some(id) = found.map(|entry| entry.worker.id) else { return };
-                match wish {
-                    Wish::Cancel => self.cancel(id),
-                    Wish::Kill { why } => self.kill(id, why.into()),
-                    Wish::Spawn { .. } => {}
-                }
-            }
-            ToWorker::Spec { .. } | ToWorker::Template { .. } | ToWorker::Cancel | ToWorker::Press { .. } => {
-            }
-        }
-    }
-
-    /// There is news of a worker that the supervisor of this process has started.
-    fn hear(&mut self, id: u64, news: News, payload: Arc<Vec<u8>>, mut fds: Vec<OwnedFd>) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        let Link::Elsewhere(waiting) = &mut entry.link else { return };
-        let worker = Arc::clone(&entry.worker);
-        match news {
-            News::Spawned { pid } => {
-                worker.set_pid(pid);
-                spawned(waiting);
-                if entry.seen.cancelled {
-                    // It was asked before it could be told apart.
-                    ask_for(id, Wish::Cancel);
-                }
-                self.tell_owner(worker.owner, News::Spawned { pid }, None);
-            }
-            News::Refused { error, confined } => {
-                if let Some(slot) = waiting.take() {
-                    // Whoever has gone has no use for it.
-                    let _ = slot.fill(Answer::Refused { error: error.into(), confined });
-                }
-            }
-            News::Started => self.said(id, FromWorker::Started, Content::none(), Vec::new()),
-            News::Ended { exit, outcome } => {
-                let exit = serde_json::from_value(exit).unwrap_or_else(Exit::unreadable);
-                match Content::of_outcome(outcome, payload, fds.pop()) {
-                    Ok(Some(content)) => worker.keep_outcome(content),
-                    Ok(None) => {}
-                    Err(error) => log::line(format_args!("the result of worker `{}`: {error}", worker.name)),
-                }
-                spawned(waiting);
-                self.entries.remove(&id);
-                self.settle(&worker, exit, false);
-            }
-        }
-    }
-
-    /// Has a worker's process told of it, where it is not alone there. False when that has ended.
-    fn move_in(&mut self, id: u64) -> bool {
-        let Some(Entry { link: Link::Lodger { landlord, introduction }, .. }) = self.entries.get_mut(&id)
-        else {
-            return true;
-        };
-        let (landlord, introduction) = (*landlord, introduction.take());
-        let open = self.entries.get(&landlord).is_some_and(|entry| !entry.over);
-        if open
-            && let Some(Entry { link: Link::Process(process), .. }) = self.entries.get_mut(&landlord)
-            && let Some(introduction) = introduction
-        {
-            let Introduction { head, along, payload } = *introduction;
-            process.post_with_fds(head, along);
-            process.post(payload);
-            self.flush(landlord);
-            return true;
-        }
-        if let Some(mut entry) = self.entries.remove(&id) {
-            entry.seen.failure = Some("the process that it was to share had ended".into());
-            self.publish(&entry.worker, &entry.seen, entry.asked);
-        }
-        false
-    }
-
-    /// Whether a worker lives in the process of another one.
-    fn lives_in(&self, id: u64, landlord: u64) -> bool {
-        let link = self.entries.get(&id).map(|entry| &entry.link);
-        matches!(link, Some(Link::Lodger { landlord: home, .. }) if *home == landlord)
-    }
-
-    /// There is news of one that lives in a process with others.
-    fn hear_of_lodger(&mut self, landlord: u64, id: u64, news: News, content: Content) {
-        if !self.lives_in(id, landlord) {
-            return;
-        }
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        match news {
-            News::Spawned { .. } => {}
-            News::Started => self.said(id, FromWorker::Started, Content::none(), Vec::new()),
-            News::Refused { error, .. } => {
-                entry.seen.failure = Some(Error::from(error).to_string());
-                let exit = entry.seen.judge();
-                self.leave(id, landlord, exit);
-            }
-            News::Ended { exit, outcome } => {
-                let mut exit: Exit = serde_json::from_value(exit).unwrap_or_else(Exit::unreadable);
-                exit.elapsed = entry.asked.map(|asked| asked.elapsed().as_secs_f64());
-                exit.lifetime = entry.worker.created.elapsed().as_secs_f64();
-                if exit.kind == Kind::Abandoned {
-                    exit.kind = Kind::Killed;
-                    exit.rung = Some(Rung::Sigkill);
-                    exit.cause.push_str(", so its process was ended");
-                    entry.verdict = Some(exit);
-                    self.kill(landlord, Reason::Shared(id));
-                    return;
-                }
-                match outcome {
-                    Outcome::None => {}
-                    Outcome::Lost => entry.worker.keep_outcome(Content::Lost),
-                    Outcome::Payload | Outcome::Memory => entry.worker.keep_outcome(content),
-                }
-                self.leave(id, landlord, exit);
-            }
-        }
-    }
-
-    /// One that lives in a process with others has ended. Who is the last one there is told to have when that
-    /// has ended too.
-    fn leave(&mut self, id: u64, landlord: u64, exit: Exit) {
-        if self.supervisor.houses.move_out(landlord) {
-            if let Some(entry) = self.entries.get_mut(&id) {
-                entry.verdict = Some(exit);
-            }
-            self.kill(landlord, Reason::OwnerDied);
-        } else if let Some(entry) = self.entries.remove(&id) {
-            self.settle(&entry.worker, exit, false);
-        }
-    }
-
-    /// A process that others live in has ended, and they with it.
-    fn house_fell(&mut self, landlord: u64, seen: &Seen) {
-        self.supervisor.houses.fallen(landlord);
-        let lodgers: Vec<u64> =
-            self.entries.keys().copied().filter(|id| self.lives_in(*id, landlord)).collect();
-        for id in lodgers {
-            let Some(mut entry) = self.entries.remove(&id) else { continue };
-            match entry.verdict {
-                Some(exit) => self.settle(&entry.worker, exit, false),
-                None => {
-                    entry.seen.status = seen.status;
-                    entry.seen.abandoned = seen.abandoned;
-                    entry.seen.oom = seen.oom;
-                    entry.seen.stderr.clone_from(&seen.stderr);
-                    entry.seen.rung = match seen.rung {
-                        // It was this one that would not end, or even say so.
-                        Some((rung, Reason::Shared(guilty))) if guilty == id => {
-                            Some((rung, entry.seen.rung.map_or(Reason::Killed, |(_, reason)| reason)))
-                        }
-                        other => other,
-                    };
-                    self.publish(&entry.worker, &entry.seen, entry.asked);
-                }
-            }
-        }
-    }
-
     /// Ends a process worker on the spot because the supervisor can't serve it.
     fn fail(&mut self, id: u64, failure: String) {
         let Some(mut entry) = self.entries.remove(&id) else { return };
@@ -839,9 +416,7 @@ impl Reactor {
             // Asked before it can notice that the channel is closed, and leave for that.
             over = broken.is_some() && process.has_ended();
             if closed || broken.is_some() {
-                // Dropping the fd takes it out of the epoll.
-                process.channel = None;
-                process.outbox.clear();
+                process.hang_up();
             }
             if closed && broken.is_none() && process.decoder.is_mid_frame() {
                 // It died in the middle of a message, mostly; that it did is told with its end.
@@ -989,24 +564,6 @@ impl Reactor {
                 self.kill_lodger(id, landlord, reason);
             }
             _ => self.climb(id, reason),
-        }
-    }
-
-    /// Has one that lives in a process with others ended there. When its ladder is over and it is not, so is
-    /// its process.
-    fn kill_lodger(&mut self, id: u64, landlord: u64, reason: Reason) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        let now = Instant::now();
-        entry.asked.get_or_insert(now);
-        if entry.seen.rung.is_none() || reason == Reason::OwnerDied {
-            entry.seen.rung = Some((Rung::Sigkill, reason));
-            entry.worker.advance(State::Killing);
-            self.alarms.insert((now + entry.worker.ladder.bound() + ANSWERING, id, Alarm::Unanswered));
-            self.tell(landlord, &ToWorker::Lodger { id, wish: Wish::Kill { why: reason.into() } }, None);
-        }
-        if let Some(Entry { link: Link::Process(process), .. }) = self.entries.get(&landlord) {
-            // It may have been stopped.
-            process.signal(Signal::CONT);
         }
     }
 
@@ -1204,16 +761,6 @@ impl Reactor {
         self.publish(&entry.worker, &entry.seen, entry.asked);
     }
 
-    /// Ends what was started for a worker process that is gone. Whether there is any.
-    fn end_those_of(&mut self, id: u64) -> bool {
-        self.forget_kept_by(id);
-        let orphans: Vec<u64> = self.owned_by(id).map(|entry| entry.worker.id).collect();
-        for orphan in &orphans {
-            self.kill(*orphan, Reason::OwnerDied);
-        }
-        self.owned_by(id).any(|entry| !entry.abandoned)
-    }
-
     fn publish(&mut self, worker: &Arc<Worker>, seen: &Seen, asked: Option<Instant>) {
         if worker.owner == Owner::Lodgers {
             self.house_fell(worker.id, seen);
@@ -1262,22 +809,6 @@ impl Reactor {
         }
     }
 
-    /// Tells whoever has asked for a worker, where that is another process.
-    fn tell_owner(&mut self, owner: Owner, news: News, content: Option<Content>) {
-        match owner {
-            Owner::Interpreter(_) | Owner::Lodgers | Owner::Keeper { .. } => {}
-            Owner::Worker { id, theirs } => self.tell_asker(id, theirs, news, content),
-            Owner::Patron(id) => self.supervisor.tell_patron(FromWorker::Lodger { id, news }, content),
-        }
-    }
-
-    /// Has a worker process do something about a worker that it runs by itself.
-    fn tell_keeper(&mut self, owner: Owner, wish: Wish) {
-        if let Owner::Keeper { id, theirs } = owner {
-            self.tell(id, &ToWorker::Own { id: theirs, wish }, None);
-        }
-    }
-
     /// Acts on the alarms whose time has come.
     fn ring(&mut self, now: Instant) {
         while let Some(&(at, id, alarm)) = self.alarms.first() {
@@ -1320,25 +851,6 @@ impl Reactor {
 const TREE_BOUND: Duration = Duration::from_millis(500);
 /// How long what is below a process that was told to end stays stopped: if it ends at once, its tree does.
 const THAW: Duration = Duration::from_millis(20);
-
-/// Tells whoever waits for it that a worker was made elsewhere.
-fn spawned(waiting: &mut Option<Arc<Slot<Answer>>>) {
-    if let Some(slot) = waiting.take() {
-        // Who has stopped waiting has ordered its end.
-        let _ = slot.fill(Answer::Spawned);
-    }
-}
-
-/// Has the supervisor of this process do something about a worker that it has started for this one.
-fn ask_for(id: u64, wish: Wish) {
-    let sent = match context::of_process() {
-        Some(patron) => patron.wish(id, wish, &[], &[]),
-        None => Err(Error::state("this process is no worker any more")),
-    };
-    if let Err(error) = sent {
-        log::line(format_args!("{error}"));
-    }
-}
 
 /// Runs what has to wait for an interpreter's GIL on a thread that can be spared.
 fn helper(name: &str, body: impl FnOnce() + Send + 'static) {
