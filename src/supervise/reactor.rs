@@ -169,7 +169,7 @@ fn channel_data(id: u64) -> u64 {
 impl Reactor {
     pub(super) fn new(supervisor: Arc<Supervisor>) -> Result<Self> {
         let failed = |errno: Errno| Error::os("make the supervisor's epoll", errno);
-        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(failed)?;
+        let epoll = fd::above_stdio(epoll::create(CreateFlags::CLOEXEC).map_err(failed)?)?;
         tree::keep_room()?;
         epoll::add(&epoll, &supervisor.wake, EventData::new_u64(ORDERS), EventFlags::IN).map_err(failed)?;
         Ok(Self {

@@ -18,7 +18,7 @@ pub fn channel_pair() -> Result<(OwnedFd, OwnedFd)> {
         .map_err(|errno| Error::os("make a worker's channel", errno))?;
     rustix::io::ioctl_fionbio(&ours, true)
         .map_err(|errno| Error::os("make a worker's channel non-blocking", errno))?;
-    Ok((ours, theirs))
+    Ok((above_stdio(ours)?, above_stdio(theirs)?))
 }
 
 /// Opens a file for a worker's stdio.
@@ -48,7 +48,7 @@ pub fn duplicate(fd: impl AsFd) -> Result<OwnedFd> {
 }
 
 /// The same descriptor under a number of at least 3: a process that has closed its stdio is given the
-/// low ones.
+/// low ones, and Python would take what is there for its streams.
 ///
 /// # Errors
 /// The operating system's (EMFILE).
@@ -115,8 +115,8 @@ pub fn duplicate_number(number: RawFd) -> Result<OwnedFd> {
 /// # Errors
 /// EMFILE.
 pub fn tomb() -> Result<OwnedFd> {
-    rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| Error::os("open `/` as a placeholder", errno))
+    let made = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    above_stdio(made.map_err(|errno| Error::os("open `/` as a placeholder", errno))?)
 }
 
 /// In a forked child: makes every inherited fd above 2, but those in `keep`, useless without freeing
@@ -289,8 +289,8 @@ pub fn receive(socket: impl AsFd, bytes: &mut [u8], arrived: &mut Arrived) -> ru
 /// EMFILE.
 pub fn event_fd() -> Result<OwnedFd> {
     use rustix::event::{EventfdFlags, eventfd};
-    eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-        .map_err(|errno| Error::os("make an event descriptor", errno))
+    let made = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+    above_stdio(made.map_err(|errno| Error::os("make an event descriptor", errno))?)
 }
 
 /// Makes an event descriptor readable.

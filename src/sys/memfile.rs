@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{MemfdFlags, OFlags, SealFlags};
 use rustix::io::Errno;
 
+use super::fd::above_stdio;
 use crate::error::{Error, Result};
 
 /// An append-only file in memory. `name` shows in /proc/PID/fd.
@@ -20,7 +21,7 @@ pub fn create(name: &str) -> Result<OwnedFd> {
         .map_err(|errno| Error::os("make a file in memory", errno))?;
     rustix::fs::fcntl_setfl(&file, OFlags::APPEND)
         .map_err(|errno| Error::os("make a file in memory append-only", errno))?;
-    Ok(file)
+    above_stdio(file)
 }
 
 /// A file in memory that can be sealed once it has been written.
