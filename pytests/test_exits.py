@@ -130,9 +130,9 @@ def test_a_death_by_signal_during_boot_is_told_at_once(
     process_backend: str, module: Callable[[str], str], number: signal.Signals
 ) -> None:
     name = module(
-        "import os, sys\n"
+        "import signal, sys\n"
         "def crash():\n"
-        f"    print('last words', file=sys.stderr, flush=True); os.kill(os.getpid(), {int(number)})\n"
+        f"    print('last words', file=sys.stderr, flush=True); signal.raise_signal({int(number)})\n"
         "    while True: pass\n"
         "crash()"
     )

@@ -16,6 +16,26 @@ pub fn block_all() {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()) };
 }
 
+/// Runs `body` with the mask of [`block_all`], which threads that it makes have from their first moment, and
+/// gives the calling thread its own back.
+pub fn with_all_blocked<R>(body: impl FnOnce() -> R) -> R {
+    struct Restore(libc::sigset_t);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            // SAFETY: the set is the one that the thread had; a null old set is allowed.
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+        }
+    }
+    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: a null new set only asks; the call initialises what it is given, and cannot fail for that.
+    let _restore = unsafe {
+        libc::pthread_sigmask(libc::SIG_SETMASK, std::ptr::null(), before.as_mut_ptr());
+        Restore(before.assume_init())
+    };
+    block_all();
+    body()
+}
+
 /// Gives the calling thread an empty signal mask and every signal its default action, as a program
 /// that has just been started by a shell has it. For the only thread of a new process.
 pub fn reset_for_new_process() {

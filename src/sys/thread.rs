@@ -28,10 +28,8 @@ pub fn spawn_deaf<F>(name: &str, body: F) -> std::io::Result<JoinHandle<()>>
 where
     F: FnOnce() + Send + 'static,
 {
-    spawn_named(name, move || {
-        signal::block_all();
-        body();
-    })
+    // It has the mask from its first moment: the kernel may hand it a signal at any time.
+    signal::with_all_blocked(|| spawn_named(name, body))
 }
 
 /// Starts a named thread with a stack for Python code and the caller's signal mask.
