@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import sys
 import threading
 import time
@@ -50,6 +51,24 @@ def keeping(count: int, modules: Iterable[str] = ()) -> Iterator[None]:
         yield
     finally:
         th.preload([])
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """This process has no number for another descriptor meanwhile."""
+    top = os.open("/dev/null", os.O_RDONLY)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top + 1, limits[1]))
+    taken = [top]
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(top))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in taken:
+            os.close(fd)
 
 
 def until_same(look: Callable[[], Any], before: Any) -> Any:

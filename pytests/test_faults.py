@@ -288,24 +288,15 @@ def test_a_host_without_descriptors_ends_a_worker_with_all_that_it_started(
     found = run(
         program(
             """
-            import os, resource, sys
+            import sys
             import helpers, targets, tractor_host as th
 
             if __name__ == "__main__":
                 worker = th.spawn(targets.daemons, "ignore", backend=sys.argv[1], stdio="pipe", ladder={"sigkill": 5})
                 helpers.until(lambda: len(helpers.children_of(worker)) == 2, "the daemons")
                 pids = helpers.children_of(worker)
-                top = os.open("/dev/null", os.O_RDONLY)
-                limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-                resource.setrlimit(resource.RLIMIT_NOFILE, (top + 1, limits[1]))
-                fill = []
-                try:
-                    while True:
-                        fill.append(os.dup(top))
-                except OSError:
-                    pass
-                print(worker.kill().rung)
-                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                with helpers.no_descriptor_left():
+                    print(worker.kill().rung)
                 print(*pids)
             """
         ),

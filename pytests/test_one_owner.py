@@ -350,34 +350,26 @@ def test_a_program_without_descriptors_says_so_to_who_asks(
 ) -> None:
     ended = program(
         f"""
-        import errno, os, resource, sys, tractor_host as th
+        import errno, os, sys
+        import helpers, tractor_host as th
 
         if __name__ == "__main__":
             asks, answers = os.pipe(), os.pipe()
             worker = th.spawn(th.Source({ASKING!r}), sys.argv[1], th.Fd(asks[0]), th.Fd(answers[1]), backend="exec")
-            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
             os.write(asks[1], b"!")
             os.read(answers[0], 1)
             # Once another one has come and gone, all of the last one is.
             th.spawn("os:getpid", backend="subint").result(30)
             assert len(th.workers()) == 1
-            top = os.open("/dev/null", os.O_RDONLY)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (top + 1, limits[1]))
-            fill = []
-            try:
-                while True:
-                    fill.append(os.dup(top))
-            except OSError:
-                pass
-            os.write(asks[1], b"!")
-            os.read(answers[0], 1)
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            with helpers.no_descriptor_left():
+                os.write(asks[1], b"!")
+                os.read(answers[0], 1)
             os.write(asks[1], b"!")
             os.read(answers[0], 1)
             os.close(asks[1])
             print(*worker.result(30), errno.EMFILE, th.workers())
         """
-    ).run(inner)
+    ).run(inner, env=helpers.importable())
     assert (ended.stdout, ended.stderr) == ("120 120 24 120 24 []\n", "")
 
 

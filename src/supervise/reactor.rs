@@ -405,7 +405,9 @@ impl Reactor {
                     Err(error) => broken = Some(error),
                 }
             }
-            if process.arrived.len() > MOST_UNASKED {
+            // One that belongs to a message comes with its first byte.
+            let unasked = if process.decoder.is_mid_frame() { MOST_UNASKED } else { 0 };
+            if process.arrived.len() > unasked {
                 broken.get_or_insert_with(|| {
                     Error::protocol("it sent more descriptors than it has told what for")
                 });
