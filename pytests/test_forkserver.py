@@ -120,7 +120,7 @@ def test_it_starts_as_if_the_host_had_started_it(program: Callable[..., Program]
         import os, resource, sys, time
         mask = os.umask(0)
         (os.getcwd(), mask, os.environ.get("COLOUR"), os.environ.get("GONE"), time.tzname[0], sys.argv,
-         resource.getrlimit(resource.RLIMIT_NOFILE), os.nice(0), "new entry" in sys.path)
+         resource.getrlimit(resource.RLIMIT_NOFILE), os.nice(0), os.sched_getaffinity(0), "new entry" in sys.path)
         ''')
         os.environ["GONE"] = "x"
         th.preload([])
@@ -133,7 +133,9 @@ def test_it_starts_as_if_the_host_had_started_it(program: Callable[..., Program]
         limits = (100, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         os.nice(3)
-        wanted = (os.getcwd(), 0o027, "red", None, "XYZ", sys.argv, limits, os.nice(0), True)
+        processor = {max(os.sched_getaffinity(0))}
+        os.sched_setaffinity(0, processor)
+        wanted = (os.getcwd(), 0o027, "red", None, "XYZ", sys.argv, limits, os.nice(0), processor, True)
         found = th.spawn(LOOK).result(30)
         assert found == wanted, (found, wanted)
         os.rmdir(os.getcwd())  # it can start in a directory that is there no more, too

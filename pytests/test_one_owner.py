@@ -176,8 +176,9 @@ LOOK = th.Source('''
 import os, resource
 mask = os.umask(0)
 (os.getcwd(), mask, os.environ.get("COLOUR"), os.environ.get("HOME"),
- resource.getrlimit(resource.RLIMIT_NOFILE)[0], os.nice(0))
+ resource.getrlimit(resource.RLIMIT_NOFILE)[0], os.nice(0), len(os.sched_getaffinity(0)))
 ''')
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
 os.chdir(args[1])
 os.umask(0o027)
 os.environ["COLOUR"] = "red"
@@ -189,8 +190,8 @@ second = th.spawn(LOOK, backend=inner, cwd="/", env={"COLOUR": "blue", "HOME": "
 (first, second)
 """
     first, second = nested(code, inner, str(tmp_path)).result(timeout=PATIENCE)
-    assert first == (str(tmp_path), 0o027, "red", None, 100, 3 + os.nice(0))
-    assert second == ("/", 0o027, "blue", "/x", 100, 3 + os.nice(0))
+    assert first == (str(tmp_path), 0o027, "red", None, 100, 3 + os.nice(0), 1)
+    assert second == ("/", 0o027, "blue", "/x", 100, 3 + os.nice(0), 1)
 
 
 def test_time_limits_cancellation_and_the_ladder(inner: str) -> None:
@@ -419,7 +420,8 @@ th.preload(["fractions"])
 # -- who asks for nonsense ---------------------------------------------------------------------------
 
 WISH = {"type": "about", "id": 1}
-SPAWN = {"type": "spawn", "standing": {"umask": 0, "limits": [], "nice": 0}, "roles": [], "parent": None}
+MEANS = {"limits": [], "nice": 0, "processors": []}
+SPAWN = {"type": "spawn", "standing": {"umask": 0, "means": MEANS}, "roles": [], "parent": None}
 
 
 @pytest.mark.parametrize(

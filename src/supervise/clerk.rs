@@ -13,7 +13,7 @@ use crate::spawn::parcel::{Contents, Parcel};
 use crate::spawn::request::{Request, bytes};
 use crate::spawn::stdio::Streams;
 use crate::sys::lock::lock;
-use crate::sys::process::{self, Child};
+use crate::sys::process::{self, Child, Means};
 use crate::sys::{fd, procfs, thread};
 use crate::wire::message::{Role, Standing};
 
@@ -76,11 +76,7 @@ impl Surroundings {
 
     /// The rest of it, for another process.
     pub(super) fn standing(&self) -> Standing {
-        self.standing.clone().unwrap_or_else(|| Standing {
-            umask: procfs::umask(),
-            limits: process::limits(),
-            nice: process::nice(),
-        })
+        self.standing.clone().unwrap_or_else(|| Standing { umask: procfs::umask(), means: Means::own() })
     }
 
     /// The file mode creation mask.
@@ -94,16 +90,7 @@ impl Surroundings {
     /// EPERM, for what this process may not give. The child is ended then.
     pub(super) fn apply_to(&self, child: Child) -> Result<Child> {
         let Some(standing) = &self.standing else { return Ok(child) };
-        let given = || {
-            if standing.limits != process::limits() {
-                child.set_limits(&standing.limits)?;
-            }
-            if standing.nice != process::nice() {
-                child.set_nice(standing.nice)?;
-            }
-            Ok(())
-        };
-        match given() {
+        match child.give(&standing.means, None) {
             Ok(()) => Ok(child),
             Err(error) => {
                 child.destroy();

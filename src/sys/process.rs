@@ -7,6 +7,8 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+use rustix::thread::CpuSet;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -262,8 +264,32 @@ pub fn lead_own_group() -> Result<()> {
     rustix::process::setpgid(None, None).map_err(|errno| Error::os("make a process group", errno))
 }
 
-/// The resource limits of this process: number, soft and hard, for all that this kernel knows.
-pub fn limits() -> Vec<(u32, u64, u64)> {
+/// What a process may use of the machine, as far as its children have that from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Means {
+    /// Resource limits: number, soft and hard, for all that this kernel knows.
+    limits: Vec<(u32, u64, u64)>,
+    /// The nice value.
+    nice: i32,
+    /// The processors that it may run on; empty where that can't be told.
+    processors: Vec<usize>,
+}
+
+impl Means {
+    /// Those of this process, and of the calling thread, of which a child would have the processors.
+    pub fn own() -> Self {
+        let set = rustix::thread::sched_getaffinity(None).ok();
+        let processors = set.map(|set| (0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect());
+        Self {
+            limits: limits(),
+            nice: rustix::process::getpriority_process(None).unwrap_or(0),
+            processors: processors.unwrap_or_default(),
+        }
+    }
+}
+
+fn limits() -> Vec<(u32, u64, u64)> {
     let mut found = Vec::new();
     for number in 0..32 {
         let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
@@ -274,11 +300,6 @@ pub fn limits() -> Vec<(u32, u64, u64)> {
         found.push((number, limit.rlim_cur, limit.rlim_max));
     }
     found
-}
-
-/// The nice value of this process.
-pub fn nice() -> i32 {
-    rustix::process::getpriority_process(None).unwrap_or(0)
 }
 
 /// The real and effective user and group of this process.
@@ -293,29 +314,33 @@ pub fn set_umask(mask: u32) {
 }
 
 impl Child {
-    /// Gives the child other resource limits.
+    /// Gives the child these means, where it has others; `has` is what it has, if that is known.
     ///
     /// # Errors
-    /// EPERM, for limits that this process may not set.
-    pub fn set_limits(&self, limits: &[(u32, u64, u64)]) -> Result<()> {
-        for &(number, soft, hard) in limits {
-            let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
-            // SAFETY: the kernel reads one rlimit64.
-            if unsafe { libc::prlimit64(self.pid(), number, &raw const limit, std::ptr::null_mut()) } != 0 {
-                let error = std::io::Error::last_os_error();
-                return Err(Error::os(format_args!("set resource limit {number}"), error));
+    /// EPERM or EACCES, for what this process may not give.
+    pub fn give(&self, means: &Means, has: Option<&Means>) -> Result<()> {
+        if has.is_none_or(|has| means.limits != has.limits) {
+            for &(number, soft, hard) in &means.limits {
+                let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+                // SAFETY: the kernel reads one rlimit64.
+                if unsafe { libc::prlimit64(self.pid(), number, &raw const limit, std::ptr::null_mut()) } != 0
+                {
+                    let error = std::io::Error::last_os_error();
+                    return Err(Error::os(format_args!("set resource limit {number}"), error));
+                }
             }
         }
+        if has.is_none_or(|has| means.nice != has.nice) {
+            rustix::process::setpriority_process(Some(self.pid), means.nice)
+                .map_err(|errno| Error::os("set the nice value", errno))?;
+        }
+        if has.is_none_or(|has| means.processors != has.processors) && !means.processors.is_empty() {
+            let mut set = CpuSet::new();
+            means.processors.iter().filter(|&&cpu| cpu < CpuSet::MAX_CPU).for_each(|&cpu| set.set(cpu));
+            rustix::thread::sched_setaffinity(Some(self.pid), &set)
+                .map_err(|errno| Error::os("choose the processors", errno))?;
+        }
         Ok(())
-    }
-
-    /// Gives the child another nice value.
-    ///
-    /// # Errors
-    /// EACCES, for one that this process may not set.
-    pub fn set_nice(&self, nice: i32) -> Result<()> {
-        rustix::process::setpriority_process(Some(self.pid), nice)
-            .map_err(|errno| Error::os("set the nice value", errno))
     }
 }
 

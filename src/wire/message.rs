@@ -7,6 +7,7 @@ use super::frame::{Frame, encode_head};
 use crate::error::{Error, Relayed, Result};
 use crate::interp::rungs::Force;
 use crate::interp::subinterp::Gil;
+use crate::sys::process::Means;
 
 /// What a supervisor says to a worker process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -234,10 +235,8 @@ pub struct Contract {
 pub struct Standing {
     /// Its file mode creation mask, where that can be told.
     pub umask: Option<u32>,
-    /// Its resource limits: number, soft and hard.
-    pub limits: Vec<(u32, u64, u64)>,
-    /// Its nice value.
-    pub nice: i32,
+    /// What it may use of the machine.
+    pub means: Means,
 }
 
 /// A worker that runs in the process that tells of it, by a number.

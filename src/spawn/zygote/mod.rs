@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::interp::subinterp::Gil;
 use crate::sys::lock::lock;
-use crate::sys::process::Child;
+use crate::sys::process::{Child, Means};
 use crate::sys::{fd, log, memfile, process, procfs, thread};
 use crate::wire::message::{self, FromZygote, PreloadFailure, ToZygote};
 use inbox::Inbox;
@@ -134,9 +134,8 @@ struct Running {
     threads: Vec<String>,
     /// The second interpreters that it has.
     interpreters: Vec<Gil>,
-    /// Its resource limits and its nice value, as far as we have a hand in them.
-    limits: Vec<(u32, u64, u64)>,
-    nice: i32,
+    /// Its own, as far as we have a hand in them.
+    means: Means,
     /// The user and group that it was started as.
     user: [u32; 4],
     pool: Pool,
@@ -298,8 +297,7 @@ impl Running {
             ready: false,
             threads: Vec::new(),
             interpreters: Vec::new(),
-            limits: process::limits(),
-            nice: process::nice(),
+            means: Means::own(),
             user: process::user(),
             pool: Pool::default(),
         }
@@ -337,16 +335,11 @@ impl Running {
         if process::user() != self.user {
             return Err(Error::state("it belongs to another user than this process now does"));
         }
-        let (limits, nice) = (process::limits(), process::nice());
-        if limits != self.limits {
-            self.started.child.set_limits(&limits)?;
-            self.limits = limits;
+        let means = Means::own();
+        if means != self.means {
+            self.started.child.give(&means, Some(&self.means))?;
             self.pool.fall_out_of_step();
-        }
-        if nice != self.nice {
-            self.started.child.set_nice(nice)?;
-            self.nice = nice;
-            self.pool.fall_out_of_step();
+            self.means = means;
         }
         Ok(())
     }
@@ -371,8 +364,7 @@ impl Running {
                 }
                 if blank.is_out_of_step() {
                     // It can only be lost to another user of the machine, as the zygote itself would be.
-                    blank.child.set_limits(&self.limits).map_err(Refusal::Lost)?;
-                    blank.child.set_nice(self.nice).map_err(Refusal::Lost)?;
+                    blank.child.give(&self.means, None).map_err(Refusal::Lost)?;
                 }
                 return Ok(blank);
             }

@@ -27,12 +27,12 @@ pub struct Blank {
     pub boot_log: OwnedFd,
     /// The second interpreter that it has.
     interpreter: Option<Gil>,
-    /// Whether it was forked with the limits and the nice value that the host had at its last order.
+    /// Whether it was forked with the means that the host had at its last order.
     in_step: bool,
 }
 
 impl Blank {
-    /// Whether it must be given the host's limits and nice value.
+    /// Whether it must be given the host's means.
     pub fn is_out_of_step(&self) -> bool {
         !self.in_step
     }
@@ -137,7 +137,7 @@ impl Pool {
         self.ready.push_back(blank);
     }
 
-    /// The host has other limits now, or another nice value. Those that were ordered before may have either.
+    /// The host has other means now. Those that were ordered before may have either.
     pub fn fall_out_of_step(&mut self) {
         self.ready.iter_mut().for_each(|blank| blank.in_step = false);
         self.ordered.iter_mut().for_each(|order| order.in_step = false);
