@@ -28,12 +28,14 @@ test: build ## run every check and test, and print the totals
 lint: build ## run the checks alone: format, clippy, ruff, mypy
 	@scripts/test --lint
 
-bench: build ## time spawning and sharing
+bench: build ## time spawning, sharing and calls
 	$(VENV)/bin/python benches/spawn.py
 	$(VENV)/bin/python benches/share.py
+	$(VENV)/bin/python benches/calls.py
+	$(VENV)/bin/python benches/fairness.py
 
 clean: ## remove what was built; .venv and the cached CPython stay
-	rm -rf target .mypy_cache .pytest_cache .ruff_cache python/tractor_host/*.so
+	rm -rf target fuzz/target .mypy_cache .pytest_cache .ruff_cache python/tractor_host/*.so
 	find python pytests scripts benches examples -name __pycache__ -prune -exec rm -rf {} +
 
 # Asked every time, and quick when there is nothing to do; the stamp changes

@@ -6,10 +6,10 @@ stacks and ends the run, whatever the GIL is doing.
 
 from __future__ import annotations
 
-import _interpreters
 import contextlib
 import gc
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +25,7 @@ import pytest
 
 import targets
 import tractor_host as th
-from tractor_host import _native
+from tractor_host import devx
 
 #: The backends of this version; a test that takes `backend` runs once for each.
 BACKENDS = ("subint", "forkserver", "subint_forkserver", "fork", "exec")
@@ -62,27 +62,18 @@ def signalled_backend(request: pytest.FixtureRequest) -> str:
 
 def owned() -> dict[str, Any]:
     """What this process owns just now that a test could leak."""
-    # The fork server and its blanks stay; a test may have had them replaced.
-    stays = _native.fork_server_owns()
-    found = _native.resources()
+    found = devx.resources()
     return {
-        "fds": {fd: _link(fd) for fd in found["fds"] if fd not in stays["fds"]},
-        "threads": found["threads"],
-        "children": [pid for pid in found["children"] if pid not in stays["processes"]],
-        "interpreters": sorted(id for id, _ in _interpreters.list_all()),
-        "shm": sorted(os.listdir("/dev/shm")),
-        "memory": [line for line in Path("/proc/self/maps").read_text().splitlines() if "/memfd:th-" in line],
-        "workers": [info["name"] for info in _native.workers()],
+        # Sockets are numbered.
+        "fds": {fd: re.sub(r"^socket:.*", "socket", what) for fd, what in found.fds.items()},
+        # Whoever runs `tractor-host ps` meanwhile has this process answer.
+        "threads": [name for name in found.threads if name != "th-control"],
+        "children": found.children,
+        "interpreters": found.interpreters,
+        "shm": found.shm,
+        "memory": found.memory,
+        "workers": found.workers,
     }
-
-
-def _link(fd: int) -> str:
-    try:
-        link = os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:
-        return "(closed)"
-    # Sockets are numbered.
-    return link.partition(":")[0] if link.startswith("socket:") else link
 
 
 @pytest.fixture(scope="session", autouse=True)

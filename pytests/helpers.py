@@ -104,9 +104,43 @@ def ready(worker: th.Worker, text: str = "ready") -> th.Worker:
     return worker
 
 
+def stuck_for_a_while(**options: Any) -> th.Worker:
+    """A worker that is in C code which has given up the GIL: nothing can interrupt that, and it comes to its end
+    by itself after longer than the ladder waits."""
+    code = "import hashlib; print('ready', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 3_000_000)"
+    options = {"backend": "subint", "stdio": "pipe", "cancel_timeout": 0, "kill_timeout": 0.05, **options}
+    worker = ready(th.spawn(th.Source(code), **options))
+
+    def used() -> int:
+        return int((thread_of(worker) / "schedstat").read_text().split()[0])
+
+    # It is in there once it has worked for a while, in ns.
+    begun = used()
+    until(lambda: used() > begun + 50_000_000, "the C code")
+    return worker
+
+
 def children_of(worker: th.Worker) -> list[int]:
     """The pids that it has written as `child PID`."""
     return [int(pid) for pid in re.findall(rb"^child (\d+)$", worker.stdout, re.MULTILINE)]
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below one, the nearest first."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with suppress(OSError):
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found + [below for child in found for below in descendants(child)]
+
+
+def thread_names(pid: int | str = "self") -> list[str]:
+    """The names of a process's threads."""
+    names = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(OSError):  # it has just ended
+            names.append((task / "comm").read_text().strip())
+    return names
 
 
 def thread_of(worker: th.Worker) -> Path:

@@ -6,6 +6,7 @@ A target that is about to get stuck says so first, see `helpers.ready`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -412,9 +413,12 @@ def spin() -> NoReturn:
 
 
 def spin_and_swallow() -> NoReturn:
-    say()
+    said = False
     while True:
         try:
+            if not said:
+                said = True
+                say()
             while True:
                 pass
         except BaseException:
@@ -438,12 +442,24 @@ def sleep() -> None:
 
 
 def sleep_and_swallow() -> NoReturn:
-    say()
+    said = False
     while True:
         try:
+            if not said:
+                said = True
+                say()
             time.sleep(FOR_EVER)
         except BaseException:
             pass
+
+
+def resist() -> NoReturn:
+    """As `sleep_and_swallow`, and SIGTERM is ignored where that can be."""
+    import signal
+
+    with contextlib.suppress(ValueError):  # not in a subinterpreter
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sleep_and_swallow()
 
 
 def wait_for_event() -> None:
@@ -661,6 +677,12 @@ def hog_in_c_for(seconds: float) -> None:
     sum(range(int(seconds / cost)))
 
 
+def hog_in_c_and_go_on(seconds: float) -> None:
+    hog_in_c_for(seconds)
+    while True:
+        pass
+
+
 def backtrack() -> None:
     import re
 
@@ -703,9 +725,17 @@ def ignore_and_stop_itself() -> NoReturn:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    say()
-    os.kill(os.getpid(), signal.SIGSTOP)
-    spin_and_swallow()
+    stopped = False
+    while True:
+        try:
+            if not stopped:
+                stopped = True
+                say()
+                os.kill(os.getpid(), signal.SIGSTOP)
+            while True:
+                pass
+        except BaseException:
+            continue
 
 
 def fork_many(count: int) -> None:
@@ -804,7 +834,10 @@ def write_garbage() -> None:
     """To every socket that it has."""
     say()
     for fd in _sockets():
-        os.write(fd, b"GET / HTTP/1.1\r\n\r\n")
+        with contextlib.suppress(
+            BrokenPipeError
+        ):  # who has read the garbage in the first one has closed the next
+            os.write(fd, b"GET / HTTP/1.1\r\n\r\n")
     time.sleep(FOR_EVER)
 
 
@@ -1011,6 +1044,14 @@ def print_line(text: str) -> None:
     print(text)
 
 
+def names_in(fd: int) -> list[str] | None:
+    """What is in a directory that is open; `None` where it is no such thing."""
+    try:
+        return os.listdir(fd)
+    except OSError:
+        return None
+
+
 # -- that want too much ------------------------------------------------------------------------------------
 
 
@@ -1051,3 +1092,61 @@ def without_fds(then: str, how: str) -> str:
     if then == "raise":
         raise ValueError("without descriptors")
     return "without descriptors"
+
+
+# -- for pools ---------------------------------------------------------------------------------------------
+
+
+def return_after(seconds: float, value: Any) -> Any:
+    time.sleep(seconds)
+    return value
+
+
+def return_when_there(path: str, value: Any) -> Any:
+    while not os.path.exists(path):
+        time.sleep(0.002)
+    return value
+
+
+def print_soon(value: object) -> None:
+    time.sleep(0.1)
+    print(value, flush=True)
+
+
+def send_over(file: Any, data: bytes) -> None:
+    with file:
+        os.write(file.fileno(), data)
+
+
+def size_of_shared(shared: Any) -> int:
+    return len(shared.get())
+
+
+_remembered: list[Any] = []
+
+
+def remember(value: Any) -> int:
+    _remembered.append(value)
+    return len(_remembered)
+
+
+def remembered() -> list[Any]:
+    return _remembered
+
+
+def map_in_pool(backend: str, values: list[Any]) -> list[Any]:
+    from tractor_host import Executor
+
+    with Executor(2, backend) as pool:
+        return list(pool.map(give, values))
+
+
+def close_calls_and_sleep() -> None:
+    """The socket that its calls come by, which is the one for datagrams."""
+    import socket
+
+    for fd in _sockets():
+        with socket.socket(fileno=os.dup(fd)) as found:
+            if found.type == socket.SOCK_SEQPACKET:
+                os.close(fd)
+    time.sleep(FOR_EVER)

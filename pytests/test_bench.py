@@ -25,6 +25,8 @@ from tractor_host.bench import __main__ as bench
 from tractor_host.bench import _contestants, spawn
 from tractor_host.bench._contestants import CONTESTANTS, YARDSTICK
 
+pytestmark = pytest.mark.outside
+
 LIMIT = 100
 ROOT = Path(__file__).resolve().parent.parent
 #: Those that need nothing that may not be there.

@@ -13,6 +13,8 @@ import pytest
 from tractor_host.bench import __main__ as bench
 from tractor_host.bench import share
 
+pytestmark = pytest.mark.outside
+
 ROOT = Path(__file__).resolve().parent.parent
 QUIET = {**os.environ, "TRACTOR_HOST_LOG": "off"}
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.outside
+
 ROOT = Path(__file__).resolve().parent.parent
 # Not sys.executable: inside the launcher that is not a plain interpreter.
 PYTHON = str(ROOT / ".venv" / "bin" / "python")

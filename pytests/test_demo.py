@@ -15,6 +15,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.outside
+
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "audit_stdlib.py"
 LIMIT = 90
 

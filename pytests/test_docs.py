@@ -14,9 +14,11 @@ import pytest
 import tractor_host as th
 from tractor_host import _worker
 
+pytestmark = pytest.mark.outside
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "python" / "tractor_host"
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXT = {document.relative_to(ROOT).as_posix(): document.read_text() for document in DOCUMENTS}
 LIMIT = 60
 

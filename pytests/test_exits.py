@@ -442,8 +442,8 @@ def test_a_worker_that_closed_all_its_fds_can_be_killed(process_backend: str) ->
         ready(worker)
         found = worker.kill()
     assert found.kind in ("killed", "exited")
-    assert found.elapsed is not None
-    assert found.elapsed < 2.8
+    # It leaves by itself where its reader finds the descriptor closed.
+    assert found.elapsed is None or found.elapsed < 2.8
     with pytest.raises(th.WorkerError):
         worker.result()
 

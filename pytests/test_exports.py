@@ -12,10 +12,11 @@ import tractor_host as th
 from tractor_host import _native
 
 PUBLIC = {
-    "BACKENDS", "Cancelled", "Exit", "Fd", "Quarantined", "RemoteError", "Shared", "Source", "Statistics",
-    "StuckFrame", "StuckThread", "Worker", "WorkerAbandoned", "WorkerCancelled", "WorkerDied", "WorkerError",
-    "WorkerKilled", "__version__", "preload", "quarantine", "rungs", "share", "spawn",
-    "statistics", "workers",
+    "Actor", "BACKENDS", "BootTimeout", "Cancelled", "Event", "Executor", "Exit", "Fd", "LogBridge", "Nursery", "Portal",
+    "Quarantined", "RemoteError", "Shared", "Source", "Statistics", "Stream",
+    "StuckFrame", "StuckThread", "TaskTimeout", "Worker", "WorkerAbandoned", "WorkerCancelled", "WorkerDied", "WorkerError",
+    "WorkerKilled", "__version__", "check_cancelled", "current_actor", "devx", "dump", "events", "guard_ctrl_c", "log_to_logging", "open_nursery", "preload",
+    "quarantine", "rungs", "share", "spawn", "statistics", "watch_gil", "workers",
 }  # fmt: skip
 
 

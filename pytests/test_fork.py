@@ -325,3 +325,49 @@ def test_a_forked_worker_does_not_end_the_executors_of_its_host(program: Callabl
         """
     ).run()
     assert (ended.stdout, ended.stderr) == ("good\n", "")
+
+
+IMPORTS = """
+    import os, sys, threading
+    import tractor_host as th
+
+    HOST = os.getpid()
+    entered, leave = threading.Event(), threading.Event()
+
+    def use():
+        import slow.part
+        return slow.part.whole and slow.whole
+
+    if __name__ == "__main__":
+        sys.modules["program"] = sys.modules["__main__"]
+        thread = threading.Thread(target=__import__, args=("slow",))
+        thread.start()
+        assert entered.wait(30)
+        worker = th.spawn(use, backend="fork")
+        try:
+            print(worker.result(timeout=30))
+        finally:
+            leave.set()
+            thread.join()
+"""
+SLOW = """
+import os
+import slow.part
+from program import HOST, entered, leave
+
+if os.getpid() == HOST:
+    entered.set()
+    leave.wait(60)
+whole = True
+"""
+
+
+def test_an_import_that_another_thread_of_the_host_is_in_begins_anew(
+    program: Callable[..., Program], tmp_path: Path
+) -> None:
+    """A fork copies it half done, with its lock, which nobody in the child would ever give back."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "__init__.py").write_text(SLOW)
+    (tmp_path / "slow" / "part.py").write_text("whole = True\n")
+    ran = program(IMPORTS).run()
+    assert (ran.stdout, ran.stderr) == ("True\n", "")

@@ -10,6 +10,8 @@ import pytest
 
 from conftest import PATIENCE, Program, pid_is_gone
 
+pytestmark = pytest.mark.outside
+
 LAUNCHERS = ("python", "tractor-host")
 WITH_WORKERS = """
     import sys, time

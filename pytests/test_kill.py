@@ -273,12 +273,8 @@ def test_a_blocked_subinterpreter_is_ended_or_abandoned_and_its_program_ends(
 def test_an_abandoned_worker_that_ends_after_all_is_reclaimed(program: Callable[..., Program]) -> None:
     found = program(
         """
-        import helpers, targets, tractor_host as th
-        # C code without the GIL that nothing can interrupt, but that comes to its end.
-        code = "import hashlib; print('ready', flush=True); hashlib.pbkdf2_hmac('sha256', b'', b'', 3_000_000)"
-        worker = th.spawn(th.Source(code), backend="subint", name="busy", stdio="pipe",
-                          cancel_timeout=0.05, kill_timeout=0.05)
-        helpers.ready(worker)
+        import helpers, tractor_host as th
+        worker = helpers.stuck_for_a_while(name="busy")
         found = worker.kill()
         print(found.kind, found.rung, th.statistics().quarantined)
         helpers.until(lambda: th.statistics().reclaimed, "the end of an abandoned worker")

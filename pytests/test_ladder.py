@@ -59,8 +59,9 @@ def test_stuck_code_ends_and_leaves_nothing(name: str, variant: str, gil: str) -
         assert found.rung in RUNGS, found
     assert found.elapsed is not None
     assert found.elapsed < 5, found
-    # The end itself says nothing; a program that is interrupted over and over may warn of itself.
-    assert b"SystemExit" not in worker.stderr
+    # The end itself says nothing; a program that is interrupted over and over may warn of itself, and that
+    # names what it was interrupted by.
+    assert not re.search(rb"^SystemExit\b.*\n(?!\nDuring handling)", worker.stderr, re.MULTILINE)
     assert b"Exception ignored" not in worker.stderr
 
 
@@ -221,7 +222,9 @@ def test_without_proc_it_goes_as_far_as_it_can(program: Callable[..., Program]) 
     )
     hidden.command = [*hide, *hidden.command]
     ended = hidden.run()
-    assert ended.stderr.splitlines() == [
+    # The first two are told by different threads.
+    assert sorted(ended.stderr.splitlines()) == [
+        "tractor-host: `tractor-host ps` will not see this program: /proc/self/stat cannot be read",
         "tractor-host: the kill ladder of subinterpreters lacks `unblock` here: "
         "/proc/thread-self/syscall cannot be read: No such file or directory (os error 2)",
         "tractor-host: worker `subint-sleep` (subint) could not be ended and is abandoned",

@@ -457,3 +457,26 @@ time.sleep(1000)
     ended = nested(code, "").wait(timeout=PATIENCE)
     assert ended.kind == "killed"
     assert "more descriptors than it has told what for" in ended.cause
+
+
+def test_a_worker_spawns_what_is_in_the_main_module(program: Callable[..., Program], backend: str) -> None:
+    ended = program(
+        """
+        import sys
+        import tractor_host as th
+
+        def leaf():
+            return __name__
+
+        def middle(backend):
+            return th.spawn(leaf, backend=backend).result(30)
+
+        if __name__ == "__main__":
+            for other in ("subint", "forkserver", "subint_forkserver", "fork", "exec"):
+                print(th.spawn(middle, other, backend=sys.argv[1]).result(30))
+        """
+    ).run(backend)
+    names = ended.stdout.split()
+    # A fork of the program's has that one's own.
+    assert names.pop(3) in ("__main__", "__mp_main__"), ended.stderr
+    assert names == ["__mp_main__"] * 4

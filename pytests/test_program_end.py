@@ -13,6 +13,8 @@ import pytest
 from conftest import Program, pid_is_gone
 from helpers import importable
 
+pytestmark = pytest.mark.outside
+
 LAUNCHERS = ("python", "tractor-host")
 
 #: Spawns a worker of each kind, tells their pids and ends in the way that is asked for.

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from conftest import Program
+from helpers import importable
 
 #: Gets a worker abandoned and tells what is known of it.
 ABANDON = """
@@ -30,6 +31,7 @@ ABANDON = """
         print(json.dumps({
             "kind": found.kind, "rung": found.rung, "elapsed": found.elapsed,
             "quarantined": counts.quarantined, "abandoned": counts.abandoned,
+            "stuck": [str(frame) for thread in found.stuck for frame in thread.frames],
             "name": stuck.name, "frames": [str(frame) for frame in stuck.threads[0].frames],
         }), flush=True)
         if end == "raise":
@@ -40,32 +42,16 @@ ABANDON = """
         main(*sys.argv[1:])
 """
 
-#: Comes back after a while: C code that has given up the GIL and takes longer than the ladder waits.
 RECLAIM = """
-    import time
+    import helpers
     import tractor_host as th
-    from tractor_host import testing
 
-    def main():
-        kind = None
-        while kind != "abandoned":  # one can be killed on its way into the C code
-            worker = th.spawn(th.Source(
-                "import hashlib\\n"
-                "print('ready', flush=True)\\n"
-                "hashlib.pbkdf2_hmac('sha256', b'x', b'y', 3_000_000)\\n"
-            ), backend="subint", gil="own", stdio="pipe", cancel_timeout=0, kill_timeout=0.05)
-            testing.wait_ready(worker)
-            kind = worker.kill().kind
-        assert len(th.quarantine()) == 1
-        deadline = time.monotonic() + 60
-        while th.statistics().reclaimed == 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        assert th.quarantine() == []
-        assert th.statistics().quarantined == 0
-        print("reclaimed")
-
-    main()
+    assert helpers.stuck_for_a_while(gil="own").kill().kind == "abandoned"
+    assert len(th.quarantine()) == 1
+    helpers.until(lambda: th.statistics().reclaimed, "the end of an abandoned worker")
+    assert th.quarantine() == []
+    assert th.statistics().quarantined == 0
+    print("reclaimed")
 """
 
 
@@ -86,6 +72,7 @@ def test_it_is_counted_and_shown_and_the_program_ends_with_its_own_code(
     assert told["name"] == "sticky"
     function = {"c-without-gil": "_c_without_gil", "hog-sum": "_hog_sum", "hog-regex": "_hog_regex"}[shape]
     assert any(f"testing.py:{_line_of(function)} in {function}" in frame for frame in told["frames"]), told
+    assert told["stuck"] == told["frames"]
     assert ran.returncode == (1 if end == "raise" else int(end)), ran.stderr
     lines = ran.stderr.splitlines()
     assert lines[0] == "tractor-host: worker `sticky` (subint) could not be ended and is abandoned"
@@ -103,7 +90,7 @@ def _line_of(function: str) -> int:
 
 
 def test_what_comes_back_is_reclaimed(program: Callable[..., Program]) -> None:
-    ran = program(RECLAIM).run()
+    ran = program(RECLAIM).run(env=importable())
     assert (ran.returncode, ran.stdout) == (0, "reclaimed\n"), ran.stderr
     assert ran.stderr.splitlines()[-1].endswith("has ended after all")
 

@@ -246,6 +246,52 @@ def test_a_host_with_closed_stdio_has_workers_all_the_same(
     assert ended.stderr == ""
 
 
+def test_what_took_the_number_of_a_closed_stream_is_no_stream(
+    process_backend: str, program: Callable[..., Program]
+) -> None:
+    """Whatever any thread of the host opens at that moment, for itself."""
+    found = program(
+        """
+        import os, sys, targets, tractor_host as th
+        backend, result = sys.argv[1:]
+        os.close(1)
+        assert os.open("/", os.O_RDONLY | os.O_DIRECTORY) == 1
+        value = th.spawn(targets.names_in, 1, backend=backend).result(timeout=30)
+        open(result, "w").write(repr(value))
+        """
+    )
+    result = found.path.with_name("result")
+    command = [*found.command, process_backend, str(result)]
+    ended = subprocess.run(command, env=importable(), capture_output=True, text=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert result.read_text() == "None"
+
+
+def test_closed_streams_of_a_host_are_taken_and_still_closed_for_new_programs(
+    process_backend: str, program: Callable[..., Program]
+) -> None:
+    found = program(
+        """
+        import os, sys, targets, tractor_host as th
+        backend, result = sys.argv[1:]
+        th.spawn(targets.add, 1, 2, backend=backend).result(timeout=30)
+        places = [os.readlink(f"/proc/self/fd/{fd}") for fd in range(3)]
+        inheritable = [os.get_inheritable(fd) for fd in range(3)]
+        code = th.Source("import sys\\nstr([sys.stdout, sys.__stdout__, sys.stderr])")
+        seen = [th.spawn(code, backend="subint", gil=gil).result(timeout=30) for gil in ("shared", "own")]
+        open(result, "w").write(repr((places, inheritable, sys.stdin, sys.stdout, sys.stderr, seen)))
+        """
+    )
+    result = found.path.with_name("result")
+    command = [*found.command, process_backend, str(result)]
+    shut = ["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh"]
+    ended = subprocess.run([*shut, *command], env=importable(), capture_output=True, timeout=PATIENCE)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+    assert result.read_text() == repr(
+        (["/dev/null"] * 3, [False] * 3, None, None, None, ["[None, None, None]"] * 2)
+    )
+
+
 def test_a_host_whose_sys_streams_are_replaced(
     backend: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

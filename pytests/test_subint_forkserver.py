@@ -14,7 +14,7 @@ import pytest
 import targets
 import tractor_host as th
 from conftest import PATIENCE, pid_is_gone
-from helpers import children_of, ready, until
+from helpers import children_of, keeping, ready, until
 from tractor_host import _native, testing
 
 Gil = Literal["shared", "own"]
@@ -209,3 +209,14 @@ def test_what_it_started_ends_with_it_in_whatever_session(gil: Gil, rung: str) -
     ready(worker, "child")
     assert worker.kill().rung == rung
     assert [pid_is_gone(pid, timeout=1.0) for pid in children_of(worker)] == [True]
+
+
+@pytest.mark.parametrize("gil", ["shared", "own"])
+def test_asyncio_can_be_preloaded(gil: Any) -> None:
+    """It wants something done in a forked child that can't be done in a second interpreter."""
+    with (
+        keeping(1, ["asyncio"]),
+        th.spawn("os:getpid", backend="subint_forkserver", gil=gil, stdio="pipe") as worker,
+    ):
+        worker.wait(PATIENCE)
+        assert (worker.stdout, worker.stderr) == (b"", b"")

@@ -96,19 +96,9 @@ impl Error {
         self.kind == Kind::Interrupted
     }
 
-    /// A bound ran out.
-    pub fn is_timeout(&self) -> bool {
-        self.kind == Kind::TimedOut
-    }
-
     /// The other side broke the wire protocol.
     pub fn is_protocol(&self) -> bool {
         self.kind == Kind::Protocol
-    }
-
-    /// There is no such worker (any more).
-    pub fn is_not_found(&self) -> bool {
-        self.kind == Kind::NotFound
     }
 
     /// The errno, where the operating system refused.

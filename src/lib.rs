@@ -3,6 +3,7 @@
 //! The rooms, from the floor up; an import may point down this list only:
 //!
 //! - [`sys`]: the operating system (fds, pidfds, futex events, /proc). Knows nothing of Python.
+//! - [`events`]: what happens, as structured events: the ring, the log, the timeline.
 //! - [`ffi`]: the C-API that pyo3-ffi lacks, CPython's private offsets, the raw extension module.
 //! - [`interp`]: starting, attaching to, interrupting and ending interpreters; forking with one.
 //! - [`wire`]: the messages between a supervisor and a worker, as bytes.
@@ -15,6 +16,7 @@
 pub mod cli;
 pub mod diag;
 pub mod error;
+pub mod events;
 pub mod ffi;
 pub mod interp;
 pub mod py;

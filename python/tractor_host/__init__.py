@@ -14,33 +14,52 @@ from typing import TYPE_CHECKING, Any
 from tractor_host._native import __version__
 
 if TYPE_CHECKING:
+    from tractor_host import devx
+    from tractor_host._actor import Actor, check_cancelled, current_actor
+    from tractor_host._aio import Stream
+    from tractor_host._dump import dump
     from tractor_host._errors import (
+        BootTimeout,
         Cancelled,
         RemoteError,
+        TaskTimeout,
         WorkerAbandoned,
         WorkerCancelled,
         WorkerDied,
         WorkerError,
         WorkerKilled,
     )
+    from tractor_host._events import Event, LogBridge, events, log_to_logging
+    from tractor_host._guard import guard_ctrl_c, watch_gil
     from tractor_host._quarantine import Quarantined, StuckFrame, StuckThread, quarantine
     from tractor_host._share import Fd, Shared, share
     from tractor_host._spawn import BACKENDS, Statistics, preload, rungs, spawn, statistics, workers
     from tractor_host._target import Source
     from tractor_host._worker import Exit, Worker
+    from tractor_host.executor import Executor
+    from tractor_host.nursery import Nursery, Portal, open_nursery
 
 __all__ = [
     "BACKENDS",
+    "Actor",
+    "BootTimeout",
     "Cancelled",
+    "Event",
+    "Executor",
     "Exit",
     "Fd",
+    "LogBridge",
+    "Nursery",
+    "Portal",
     "Quarantined",
     "RemoteError",
     "Shared",
     "Source",
     "Statistics",
+    "Stream",
     "StuckFrame",
     "StuckThread",
+    "TaskTimeout",
     "Worker",
     "WorkerAbandoned",
     "WorkerCancelled",
@@ -48,44 +67,72 @@ __all__ = [
     "WorkerError",
     "WorkerKilled",
     "__version__",
+    "check_cancelled",
+    "current_actor",
+    "devx",
+    "dump",
+    "events",
+    "guard_ctrl_c",
+    "log_to_logging",
+    "open_nursery",
     "preload",
     "quarantine",
     "rungs",
     "share",
     "spawn",
     "statistics",
+    "watch_gil",
     "workers",
 ]
 
 _HOMES = {
     "BACKENDS": "_spawn",
+    "Actor": "_actor",
+    "BootTimeout": "_errors",
     "Cancelled": "_errors",
+    "Event": "_events",
+    "Executor": "executor",
     "Exit": "_worker",
     "Fd": "_share",
+    "LogBridge": "_events",
+    "Nursery": "nursery",
+    "Portal": "nursery",
     "Quarantined": "_quarantine",
     "RemoteError": "_errors",
     "Shared": "_share",
     "Source": "_target",
     "Statistics": "_spawn",
+    "Stream": "_aio",
     "StuckFrame": "_quarantine",
     "StuckThread": "_quarantine",
+    "TaskTimeout": "_errors",
     "Worker": "_worker",
     "WorkerAbandoned": "_errors",
     "WorkerCancelled": "_errors",
     "WorkerDied": "_errors",
     "WorkerError": "_errors",
     "WorkerKilled": "_errors",
+    "check_cancelled": "_actor",
+    "current_actor": "_actor",
+    "dump": "_dump",
+    "events": "_events",
+    "guard_ctrl_c": "_guard",
+    "log_to_logging": "_events",
+    "open_nursery": "nursery",
     "preload": "_spawn",
     "quarantine": "_quarantine",
     "rungs": "_spawn",
     "share": "_share",
     "spawn": "_spawn",
     "statistics": "_spawn",
+    "watch_gil": "_guard",
     "workers": "_spawn",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "devx":
+        return __import__(f"{__name__}.devx", fromlist=[name])
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -47,9 +47,9 @@ def main() -> None:
         _wind_up(is_process)
     except SystemExit:
         raise  # what the supervisor makes rise in code that must end
-    except BaseException:
+    except BaseException as error:
         # Not the target's failure but ours, or the channel's; the supervisor records stderr.
-        sys.excepthook(*sys.exc_info())
+        sys.excepthook(type(error), error, error.__traceback__)
         raise
     finally:
         # However it comes to that: a process must not run on into what it was forked from.
@@ -155,6 +155,7 @@ def _prepare(spec: dict[str, Any]) -> None:
         _open_stdio(_native.child_stdio())
     else:
         if wall == "fork":
+            _begin_imports_anew(spec["thread"])
             _leave_the_parent_behind()
         if wall != "exec":
             if _is_prepared:
@@ -170,6 +171,24 @@ def _prepare(spec: dict[str, Any]) -> None:
         sys.argv = list(map(_fs_decode, spec["argv"]))
     if wall in ("exec", "forkserver", "subint_forkserver", "house"):
         sys.path[:] = map(_fs_decode, spec["path"])
+
+
+def _begin_imports_anew(spawner: int) -> None:
+    """Takes back the imports that other threads of the parent were in the middle of: nobody here will end
+    them, and CPython keeps whoever needs such a module waiting for ever.
+
+    What the thread that spawned was importing stays, as far as it is.
+    """
+    bootstrap: Any = sys.modules["_frozen_importlib"]
+    locks = {name: reference() for name, reference in bootstrap._module_locks.items()}
+    bootstrap._module_locks.clear()
+    bootstrap._blocking_on.clear()
+    for name, lock in locks.items():
+        if lock is None or lock.owner in (None, spawner):
+            continue
+        if getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False):
+            for module in [module for module in sys.modules if f"{module}.".startswith(f"{name}.")]:
+                del sys.modules[module]
 
 
 def _leave_the_parent_behind() -> None:
@@ -321,7 +340,7 @@ def _take_late_cancellation() -> None:
 
 def _load(spec: dict[str, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     if spec["main"] is not None:
-        _make_main(*spec["main"])
+        make_main(*spec["main"])
     kind, reference, args, kwargs = unpack(opened(_native.child_payload()))
     if kind == "name":
         return _find(reference), args, kwargs
@@ -370,9 +389,14 @@ def _new_main() -> Any:
     return main
 
 
-def _make_main(kind: str, value: str) -> None:
+#: What this interpreter's main module was made of; `None` where it is none of ours.
+made_of: list[str] | None = None
+
+
+def make_main(kind: str, value: str) -> None:
     """Runs the parent's main program again, as a module by the name that multiprocessing uses for
     that: what it guards by `__name__ == "__main__"` does not run."""
+    global made_of
     import runpy
 
     main = type(sys)("__mp_main__")
@@ -387,14 +411,15 @@ def _make_main(kind: str, value: str) -> None:
         exec(compile(value, "<string>", "exec"), content)
     main.__dict__.update(content)
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main
+    made_of = [kind, value]
 
 
 def _runner(spec: dict[str, Any], target: Any) -> Callable[[Any, Any, Any], Any]:
     runtime = spec["runtime"]
-    is_async = _is_async(target)
+    awaited = is_async(target)
     if runtime is None:
-        runtime = (spec["caller"] or "asyncio") if is_async else "sync"
-    if (runtime != "sync") != is_async:
+        runtime = (spec["caller"] or "asyncio") if awaited else "sync"
+    if (runtime != "sync") != awaited:
         what = "is not an async function" if runtime != "sync" else "is an async function"
         raise TypeError(f"runtime={runtime!r} does not fit: the target {what}")
     if runtime == "trio":
@@ -407,7 +432,8 @@ def _runner(spec: dict[str, Any], target: Any) -> Callable[[Any, Any, Any], Any]
     return run
 
 
-def _is_async(target: Any) -> bool:
+def is_async(target: Any) -> bool:
+    """Whether calling it gives a coroutine."""
     while type(target).__module__ == "functools" and hasattr(target, "func"):
         target = target.func
     inner = getattr(target, "__func__", target)

@@ -51,6 +51,14 @@ class WorkerCancelled(WorkerKilled):
     """The worker was asked to stop, and stopped cleanly."""
 
 
+class TaskTimeout(WorkerKilled, TimeoutError):
+    """The task of a pool took longer than it may; its worker was ended."""
+
+
+class BootTimeout(WorkerKilled, TimeoutError):
+    """An actor was not ready in time, and was ended."""
+
+
 class WorkerAbandoned(WorkerKilled):
     """The worker was to be ended and could not be."""
 

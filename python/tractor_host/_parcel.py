@@ -68,19 +68,19 @@ class Packed:
         """Whether the pickle has this text, other than in large data."""
         return any(text in piece for piece in self._pickle if len(piece) < 4 * _APART)
 
-    def content(self, name: str) -> tuple[bytes, int | None]:
-        """All of it: as bytes; or, if it is large, in a sealed file in memory with this name, by a descriptor
-        that is the caller's (`_native.fd_close`).
+    def content(self, name: str, large: int = LARGE) -> tuple[bytes, int | None]:
+        """All of it: as bytes; or, if it is larger than so many, in a sealed file in memory with this name,
+        by a descriptor that is the caller's (`_native.fd_close`).
 
         Raises:
             OSError: There is no memory left for it (ENOMEM).
         """
-        if not self._buffers and len(self._pickle) == 1 and len(whole := self._pickle[0]) <= LARGE:
+        if not self._buffers and len(self._pickle) == 1 and len(whole := self._pickle[0]) <= large:
             return whole, None
         pieces, size = self._pieces()
-        if size > LARGE:
+        if size > large:
             try:
-                return b"", _written(name, pieces)
+                return b"", written(name, pieces)
             except OSError as error:
                 from errno import ENOMEM
 
@@ -95,7 +95,7 @@ class Packed:
         Raises:
             OSError: There is none to be had.
         """
-        return _written(name, self._pieces()[0])
+        return written(name, self._pieces()[0])
 
     def _pieces(self) -> tuple[list[Any], int]:
         """What to write, in order, and its size."""
@@ -175,7 +175,7 @@ def mapped(fd: int, *, private: bool) -> memoryview:
     return memoryview(mmap.mmap(fd, 0, flags=flags, prot=access, trackfd=False))
 
 
-def _written(name: str, pieces: list[Any]) -> int:
+def written(name: str, pieces: list[Any]) -> int:
     """A sealed file in memory with these pieces in it."""
     from posix import writev
 

@@ -79,12 +79,17 @@ def _quarantined(entry: dict[str, Any]) -> Quarantined:
         name=worker["name"],
         target=worker["target"],
         age=worker["age"],
-        threads=tuple(
-            StuckThread(
-                native_id=thread["thread"],
-                syscall=thread["syscall"],
-                frames=tuple(StuckFrame(**frame) for frame in thread["frames"]),
-            )
-            for thread in threads
-        ),
+        threads=threads_of(threads),
+    )
+
+
+def threads_of(threads: list[dict[str, Any]]) -> tuple[StuckThread, ...]:
+    """What the supervisor tells of threads."""
+    return tuple(
+        StuckThread(
+            native_id=thread["thread"],
+            syscall=thread["syscall"],
+            frames=tuple(StuckFrame(**frame) for frame in thread["frames"]),
+        )
+        for thread in threads
     )

@@ -14,6 +14,17 @@ class UnpicklableError(Exception):
     """Stands in for an exception that could not be brought over: its type's name and its text."""
 
 
+class RemoteTraceback(Exception):
+    """The cause of an exception that a call in a worker has raised: where it did, as text."""
+
+    def __init__(self, tb: str) -> None:
+        super().__init__(tb)
+        self.tb = tb
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.tb}"""'
+
+
 def summary(error: BaseException) -> str:
     """`Type: text`, on one line, whatever the exception's own methods do."""
     try:
@@ -53,6 +64,27 @@ def load(payload: bytes | memoryview, *, raised: bool) -> tuple[bool, Any]:
     except BaseException as error:  # a worker's result must not end the program that looks at it
         error.add_note("raised while the worker's result was unpickled here")
         return False, (error, "")
+
+
+def answer(payload: bytes | memoryview, *, returned: bool) -> tuple[bool, Any]:
+    """What a call came to, from its worker's answer.
+
+    Returns:
+        `(True, value)`, or `(False, exception)`; where it was raised is the exception's cause, or a note.
+    """
+    good, value = load(payload, raised=not returned)
+    if good:
+        return True, value
+    error, text = value
+    if returned and not isinstance(error, Exception):
+        what = RuntimeError(f"the result does not unpickle here: {summary(error)}")
+        what.__cause__ = error
+        error = what
+    if text and error.__cause__ is None:
+        error.__cause__ = RemoteTraceback(text)
+    elif text:
+        error.add_note(text)
+    return False, error
 
 
 def _flatten(first: BaseException) -> list[dict[str, Any]]:

@@ -248,18 +248,26 @@ class Passing:
         return _take_socket, (place, *kind, socket.gettimeout())
 
 
+#: The descriptors that came with the call that is being unpickled; `None` during a spawn.
+arrived: list[int] | None = None
+
+
+def _take(place: int) -> int:
+    return _native.child_take(place) if arrived is None else arrived[place]
+
+
 def _take_fd(place: int) -> Fd:
-    return Fd._of(_native.child_take(place))
+    return Fd._of(_take(place))
 
 
 def _take_shared(place: int) -> Shared[Any]:
-    return Shared._of(_native.child_take(place))
+    return Shared._of(_take(place))
 
 
 def _take_socket(place: int, family: int, kind: int, proto: int, timeout: float | None) -> socket.socket:
     import socket
 
-    number = _native.fd_detach(_native.child_take(place))
+    number = _native.fd_detach(_take(place))
     try:
         made = socket.socket(family, kind, proto, number)
     except BaseException:

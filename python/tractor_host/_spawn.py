@@ -6,9 +6,11 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import functools
+import math
 import os
 import sys
 import sysconfig
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, final
@@ -53,6 +55,8 @@ def spawn(
     kill_timeout: float = _BUDGET,
     ladder: Mapping[str, float] | None = None,
     promote: bool = False,
+    priority: float = 1.0,
+    cpu_quota: float | None = None,
 ) -> Worker:
     """Starts a worker that runs `target(*args, **kwargs)`, and returns its handle.
 
@@ -87,6 +91,12 @@ def spawn(
             left out is not climbed, and what follows the last one is `"abandoned"`. A process's must end
             with `"sigkill"`.
         promote: Run a target that once had to be abandoned in a subinterpreter in a process instead.
+        priority: Its weight, from 0.01 to 100. Of the subinterpreters that compete for one GIL, one with 2
+            gets twice the time of one with 1. A process gets the nice value that comes nearest (a step is a
+            factor of 1.25); above 1 that takes the right to lower it.
+        cpu_quota: At most this part of one processor, above 0, for all its threads together; for
+            subinterpreters in this process or in one that has a name (`process=`). It counts time in C code
+            too, but that is not cut short.
 
     Raises:
         TypeError, ValueError: An argument can't be right; the text says which and why. Nothing was started.
@@ -96,7 +106,7 @@ def spawn(
     A target that can't be imported, or arguments that do not unpickle there, are the worker's failure:
     its exit is `"raised"` and `Worker.result()` raises `RemoteError`.
     """
-    wall = _backend(backend)
+    wall = resolve_backend(backend)
     if runtime not in (None, "sync", "trio", "asyncio"):
         raise ValueError(f"runtime must be 'sync', 'trio', 'asyncio' or None, not {runtime!r}")
     if gil not in ("shared", "own", "auto"):
@@ -111,9 +121,9 @@ def spawn(
     if packed.needs_main:
         # What a worker makes of our main program comes back under this name, as with multiprocessing.
         sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
-        if wall != "fork":
+        if not has_our_main(wall):
             main = main_module()
-            if main is None:
+            if main is None and wall != "fork":
                 if backend is not None or "TRACTOR_HOST_BACKEND" in os.environ:
                     raise ValueError(
                         "the target or an argument is defined in __main__, and this __main__ has no file "
@@ -129,7 +139,8 @@ def spawn(
         "wall": wall,
         "gil": gil,
         "runtime": runtime,
-        "caller": _running_loop(),
+        "caller": running_loop(),
+        "thread": threading.get_ident(),
         "argv": list(map(fs_text, sys.argv)),
         "path": [] if wall == "fork" else _sys_path(),
         "env": None,
@@ -153,12 +164,14 @@ def spawn(
         "kill_timeout": budget("kill_timeout", kill_timeout),
         "ladder": rungs_asked,
         "promote": bool(promote),
+        "priority": _number("priority", priority),
+        "cpu_quota": None if cpu_quota is None else _number("cpu_quota", cpu_quota),
         "command": _command() if wall == "exec" or wall in _ZYGOTE else [],
         "preload": _modules_to_preload(_preloads) if wall in _ZYGOTE else [],
         "blanks": _blanks(_asked_blanks) if wall in _ZYGOTE else None,
         "spec": spec,
     }
-    _end_workers_at_exit()
+    end_workers_at_exit()
     payload, memory = packed.packed.content("th-arguments")
     try:
         info = _native.spawn(request, payload, memory, packed.passed)
@@ -174,6 +187,12 @@ def spawn(
                 stacklevel=2,
             )
     return worker
+
+
+def has_our_main(wall: str) -> bool:
+    """Whether workers there are a copy of the calling interpreter, with its main module: not if that is a
+    subinterpreter, whose forks are of the main one."""
+    return wall == "fork" and bool(_native.is_main_interpreter())
 
 
 def preload(modules: Iterable[str], *, blanks: int | None = None) -> None:
@@ -206,7 +225,7 @@ def preload(modules: Iterable[str], *, blanks: int | None = None) -> None:
             raise ValueError(f"no module can be called {name!r}")
     spec = {"path": _sys_path(), "argv": list(map(fs_text, sys.argv))}
     _native.preload(_command(), _modules_to_preload(names), spec, count)
-    _end_workers_at_exit()
+    end_workers_at_exit()
     _preloads, _asked_blanks = names, blanks
     failures = _native.preload_failures()
     if failures:
@@ -257,7 +276,7 @@ def rungs(backend: str | None = None) -> dict[str, str | None]:
     Args:
         backend: A name of `BACKENDS`; by default the one that `spawn` takes by default.
     """
-    return dict(_native.rungs(_backend(backend)))
+    return dict(_native.rungs(resolve_backend(backend)))
 
 
 def workers() -> list[Worker]:
@@ -308,7 +327,12 @@ def statistics() -> Statistics:
     return Statistics(**_native.statistics())
 
 
-def _backend(asked: str | None) -> str:
+def resolve_backend(asked: str | None) -> str:
+    """Which backend that is, of those that are no aliases; by default the environment's, else ours.
+
+    Raises:
+        TypeError, ValueError: There is none.
+    """
     name = asked if asked is not None else os.environ.get("TRACTOR_HOST_BACKEND", _DEFAULT)
     if not isinstance(name, str):
         raise TypeError(f"backend must be a str, not {type(name).__name__}")
@@ -334,13 +358,21 @@ def _ladder(
     return [(rung, budget(f"the budget of {rung!r}", seconds)) for rung, seconds in ladder.items()]
 
 
+def _number(what: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} must be a number, not {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{what} must be a finite number, not {value}")
+    return float(value)
+
+
 def _import_for_forks() -> None:
     """Imports here, once, what every forked worker would have to import for itself."""
     from importlib import import_module
 
+    # Also where it is in `sys.modules`: another thread may be importing it just now.
     for name in ("atexit", "faulthandler", "signal", "tractor_host._child"):
-        if name not in sys.modules:
-            import_module(name)
+        import_module(name)
 
 
 def _stdio(policy: str | os.PathLike[str]) -> str | dict[str, str]:
@@ -402,7 +434,7 @@ def _command() -> list[str]:
     return [*map(fs_text, [sys.executable, *flags, "-c", code])]
 
 
-def _running_loop() -> str | None:
+def running_loop() -> str | None:
     """What the calling thread runs in just now."""
     if (asyncio := sys.modules.get("asyncio.events")) is not None and asyncio._get_running_loop() is not None:
         return "asyncio"
@@ -414,7 +446,11 @@ def _running_loop() -> str | None:
 _registered_in: int | None = None
 
 
-def _end_workers_at_exit() -> None:
+#: What is done once all workers are ended at exit.
+at_exit: dict[str, Callable[[], None]] = {}
+
+
+def end_workers_at_exit() -> None:
     """Has all workers ended before the process is. An interpreter's that ends before are ended with it."""
     global _registered_in
     if _registered_in != os.getpid() and _native.owns_process():
@@ -423,5 +459,8 @@ def _end_workers_at_exit() -> None:
 
 
 def _shut_down() -> None:
-    if _native.shutdown() and _native.is_main_interpreter():
+    left = _native.shutdown()
+    for last in at_exit.values():
+        last()
+    if left and _native.is_main_interpreter():
         _native.leave_behind()

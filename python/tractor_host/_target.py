@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, Self, final
 
 from tractor_host._parcel import Packed
 
@@ -85,8 +85,29 @@ class Target:
         try:
             self.packed, self._passing = _pack((kind, reference, tuple(args), dict(kwargs)))
         except Exception as error:
-            _blame(reference if kind == "callable" else None, args, kwargs, error)
+            blame = _blame(reference if kind == "callable" else None, args, kwargs)
+            if blame is None:
+                raise
+            raise TypeError(blame) from error
+
+    @classmethod
+    def of_call(
+        cls, function: object, args: Sequence[Any], kwargs: Mapping[str, Any], *, what: str | None = None
+    ) -> Self:
+        """What `_calls` carries out: a function with its arguments; `what` it is called, if not its name.
+
+        Raises:
+            Exception: It can't be pickled.
+        """
+        made = object.__new__(cls)
+        made.description = describe(function) if what is None else what
+        try:
+            made.packed, made._passing = _pack((function, args, kwargs))
+        except Exception as error:
+            if (blame := _blame(function, args, kwargs)) is not None:
+                error.add_note(blame)
             raise
+        return made
 
     @property
     def passed(self) -> list[int]:
@@ -95,7 +116,63 @@ class Target:
     @property
     def needs_main(self) -> bool:
         """Whether something in it is looked up in `__main__` by the worker: pickle names the module."""
-        return self.packed.names(b"__main__")
+        return self.packed.names(b"__main__") or self.packed.names(b"__mp_main__")
+
+
+def call_of(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Target, list[str] | None]:
+    """A call that a worker can carry out, and the main module that it must make before, if any.
+
+    A function that can't be imported by its name is sent by cloudpickle, where that is installed.
+
+    Raises:
+        Exception: It can't be pickled.
+    """
+    try:
+        target = Target.of_call(function, args, kwargs)
+        if not target.needs_main:
+            return target, None
+        # What a worker makes of our main program comes back under this name, as with multiprocessing.
+        sys.modules.setdefault("__mp_main__", sys.modules["__main__"])
+        main = main_module()
+        if main is None:
+            raise TypeError(
+                f"{target.description} or an argument is defined in __main__, and this __main__ "
+                "has no file that a worker could run again (an interactive session?); define it in a "
+                "module, or install cloudpickle"
+            )
+        return target, main
+    except Exception:
+        data = _cloudpickled(function)
+        if data is None:
+            raise
+        return Target.of_call(_ByValue(data), args, kwargs, what=describe(function)), None
+
+
+class _ByValue:
+    """A function as cloudpickle sends it."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import pickle
+
+        return pickle.loads, (self._data,)
+
+
+def _cloudpickled(function: Any) -> bytes | None:
+    """`None` where cloudpickle is not installed, or can't send it either."""
+    try:
+        import cloudpickle  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError:
+        return None
+    try:
+        data: bytes = cloudpickle.dumps(function)
+    except Exception:
+        return None
+    return data
 
 
 def _pack(value: object) -> tuple[Packed, Passing | None]:
@@ -109,7 +186,7 @@ def _pack(value: object) -> tuple[Packed, Passing | None]:
     return Packed(value, passing.table()), passing
 
 
-def describe(target: Callable[..., Any]) -> str:
+def describe(target: object) -> str:
     """`module:qualname` of a callable, or of its type."""
     inner: Any = getattr(target, "func", target)  # functools.partial
     inner = getattr(inner, "__func__", inner)
@@ -117,30 +194,33 @@ def describe(target: Callable[..., Any]) -> str:
     return f"{getattr(named, '__module__', '?')}:{named.__qualname__}"
 
 
-def _blame(target: object, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception) -> None:
-    """Raises the TypeError that names what can't be pickled."""
+def _blame(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """What of it can't be pickled, in words; `None` if each of the parts can."""
     if target is not None:
         try:
             _pack(target)
         except Exception as reason:
-            raise TypeError(
+            return (
                 f"the target {target!r} cannot be sent to a worker ({reason}); use a function that can be "
                 "imported by its name (not a lambda or a local one), or a functools.partial of one"
-            ) from error
+            )
     named = [(f"argument {index}", value) for index, value in enumerate(args, 1)]
     named += [(f"argument {key!r}", value) for key, value in kwargs.items()]
     for name, value in named:
         try:
             _pack(value)
         except Exception as reason:
-            raise TypeError(
-                f"{name} of type {type(value).__qualname__} cannot be pickled: {reason}"
-            ) from error
+            return f"{name} of type {type(value).__qualname__} cannot be pickled: {reason}"
+    return None
 
 
 def main_module() -> list[str] | None:
     """How a worker can make this program's `__main__` again: `[kind, value]`; `None` if it has no source
     that a worker could run."""
+    # Another thread may be importing that just now.
+    made_of: list[str] | None = getattr(sys.modules.get("tractor_host._child"), "made_of", None)
+    if made_of is not None:
+        return list(made_of)
     main = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", None)
     if isinstance(name, str) and name != "__main__":

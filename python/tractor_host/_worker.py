@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
-from typing import Any, Literal, NoReturn, Self, final
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, final
 
 from tractor_host import _native
 from tractor_host._errors import (
@@ -13,8 +13,12 @@ from tractor_host._errors import (
     WorkerAbandoned,
     WorkerCancelled,
     WorkerDied,
+    WorkerError,
     WorkerKilled,
 )
+
+if TYPE_CHECKING:
+    from tractor_host._quarantine import StuckThread
 
 Kind = Literal["returned", "raised", "cancelled", "killed", "signalled", "exited", "abandoned"]
 
@@ -37,6 +41,9 @@ class Exit:
         cause: What happened, for people.
         stderr: If it died: the end of what it wrote to stderr as far as that was recorded (always during
             its boot; later with `stdio="pipe"`), and where in Python it crashed.
+        stuck: If it did not listen: what its threads were in when the ladder came to `"unblock"`,
+            `"destroy"` or `"sigkill"` from an earlier rung (empty otherwise; where hundreds are killed at
+            once, only some are looked at). As in `quarantine`.
         elapsed: Seconds from the first request to end it until its end; `None` when nobody asked.
         lifetime: Seconds from its spawn to its end.
     """
@@ -49,6 +56,17 @@ class Exit:
     stderr: str
     elapsed: float | None
     lifetime: float
+    stuck: tuple[StuckThread, ...] = ()
+
+
+def _exit(found: dict[str, Any]) -> Exit:
+    if found["stuck"]:
+        from tractor_host._quarantine import threads_of
+
+        found = {**found, "stuck": threads_of(found["stuck"])}
+    else:
+        found = {**found, "stuck": ()}
+    return Exit(**found)
 
 
 @final
@@ -135,7 +153,7 @@ class Worker:
     def exit(self) -> Exit | None:
         """How it ended; `None` while it has not."""
         found = _native.exit(self._key)
-        return None if found is None else Exit(**found)
+        return None if found is None else _exit(found)
 
     def wait(self, timeout: float | None = None) -> Exit:
         """Waits for its end.
@@ -211,6 +229,37 @@ class Worker:
         _native.kill(self._key)
         return self.wait()
 
+    @property
+    def paused(self) -> bool:
+        """Whether `pause` was called last, and not `resume`; `False` once it is to end."""
+        return bool(_native.info(self._key)["paused"])
+
+    def pause(self) -> None:
+        """Has it stand still, with the workers that it has spawned, and returns.
+
+        A process is stopped with everything below it (SIGSTOP), and has stopped then. Each thread of a
+        subinterpreter waits before its next instruction of Python, without the GIL; what it does in C code,
+        as in a system call, it ends first.
+
+        Its `timeout` goes on counting. `cancel` and `kill` resume it. Does nothing to a worker that is
+        paused, is being killed or has ended.
+
+        Raises:
+            TimeoutError: The supervisor did not come round to it.
+        """
+        _native.pause(self._key, True)
+
+    def resume(self) -> None:
+        """Lets it go on, with the workers that it has spawned, but for those that are paused themselves.
+
+        Everything below its process is continued (SIGCONT), also what was stopped before. Does nothing to a
+        worker that is not paused.
+
+        Raises:
+            TimeoutError: The supervisor did not come round to it.
+        """
+        _native.pause(self._key, False)
+
     def fileno(self) -> int:
         """An fd that polls readable once the worker has ended.
 
@@ -262,6 +311,18 @@ class Worker:
                 stacklevel=2,
                 source=self,
             )
+
+
+def death_of(worker: Worker) -> WorkerError:
+    """Why it has ended, of all things."""
+    try:
+        worker.result(0)
+    except WorkerError as error:
+        # Its traceback, and that of what is being handled just now, would keep the handle, and with it a
+        # descriptor.
+        error.__context__ = None
+        return error.with_traceback(None)
+    return WorkerDied(f"worker {worker.name!r} left: {worker.wait().cause}", worker.wait())
 
 
 #: Longer than anybody waits, and short enough for every clock.

@@ -54,8 +54,10 @@ def after_fork() -> None:
     for callback in _after_in_child:
         try:
             callback()
-        except Exception:  # as CPython does
-            sys.excepthook(*sys.exc_info())
+        except Exception as error:
+            if isinstance(error, ValueError) and "set_wakeup_fd" in str(error):
+                continue  # asyncio's, which takes one back; no second interpreter has one
+            sys.excepthook(type(error), error, error.__traceback__)  # as CPython does
 
 
 def _prepare(order: dict[str, Any]) -> None:

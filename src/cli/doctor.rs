@@ -1,66 +1,128 @@
-//! `doctor`: whether this machine has what tractor-host needs, found out by using it.
+//! `doctor`: whether this machine has what tractor-host needs, found out by using it, and what each missing thing
+//! costs.
+
+mod machine;
 
 use std::process::{Command, Stdio};
 
-use rustix::fs::MemfdFlags;
-use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions};
+use serde::Serialize;
 
-use super::{print, python};
+use super::{complain, print, python};
 
-/// The exit code when something is missing.
-const MISSING: i32 = 1;
+/// What is missing can be done without. Also: the answer could not be given.
+const DEGRADED: i32 = 1;
+/// It can't be used.
+const UNUSABLE: i32 = 2;
 
-/// What was looked at, and what came of it: good to know, or what is missing.
-type Finding = (&'static str, Result<String, String>);
+/// How bad it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Good,
+    Degraded,
+    Unusable,
+}
 
-/// Looks at everything, prints it, and returns 0 if nothing is missing.
-pub(super) fn examine() -> i32 {
-    let mut findings: Vec<Finding> = vec![("tractor-host", Ok(env!("CARGO_PKG_VERSION").into()))];
+/// What was looked at, and what came of it.
+#[derive(Debug, Serialize)]
+struct Finding {
+    name: &'static str,
+    verdict: Verdict,
+    /// Good to know; or what is missing.
+    what: String,
+    /// What one has to do without for that.
+    cost: Option<String>,
+}
+
+impl Finding {
+    fn good(name: &'static str, what: String) -> Self {
+        Self { name, verdict: Verdict::Good, what, cost: None }
+    }
+
+    fn or_unusable(name: &'static str, found: Result<String, String>, cost: &str) -> Self {
+        Self::or(Verdict::Unusable, name, found, cost)
+    }
+
+    fn or_degraded(name: &'static str, found: Result<String, String>, cost: &str) -> Self {
+        Self::or(Verdict::Degraded, name, found, cost)
+    }
+
+    fn or(verdict: Verdict, name: &'static str, found: Result<String, String>, cost: &str) -> Self {
+        match found {
+            Ok(what) => Self::good(name, what),
+            Err(what) => Self { name, verdict, what, cost: Some(cost.to_owned()) },
+        }
+    }
+}
+
+/// The document of `--json`.
+#[derive(Serialize)]
+struct Document<'a> {
+    version: u32,
+    verdict: Verdict,
+    findings: &'a [Finding],
+}
+
+/// Looks at everything, prints it, and returns the exit code: 0 when nothing is missing.
+pub(super) fn examine(json: bool) -> i32 {
+    let mut findings = vec![Finding::good("tractor-host", env!("CARGO_PKG_VERSION").into())];
     findings.extend(embedded_python());
-    findings.extend([
-        ("kernel", Ok(kernel())),
-        ("pidfd", pidfd().map(|()| "processes can be signalled and reaped by descriptor".into())),
-        ("memfd", memfd().map(|()| "files in memory can be made".into())),
-        ("seccomp", seccomp()),
-    ]);
+    findings.extend(machine::examine());
+    let verdict = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Good);
+    let text = if json {
+        match serde_json::to_string(&Document { version: 1, verdict, findings: &findings }) {
+            Ok(text) => text + "\n",
+            Err(error) => {
+                complain(error);
+                return DEGRADED;
+            }
+        }
+    } else {
+        text(&findings)
+    };
+    match (print(&text), verdict) {
+        (0, Verdict::Good) => 0,
+        (0, Verdict::Degraded) => DEGRADED,
+        (0, Verdict::Unusable) => UNUSABLE,
+        (failed, _) => failed,
+    }
+}
+
+fn text(findings: &[Finding]) -> String {
     let mut text = String::new();
     let mut missing = Vec::new();
-    for (name, found) in &findings {
-        let (mark, what) = match found {
-            Ok(what) => ("  ", what),
-            Err(what) => ("! ", what),
-        };
-        if found.is_err() {
+    for Finding { name, verdict, what, cost } in findings {
+        let mark = if *verdict == Verdict::Good { "  " } else { "! " };
+        text.push_str(&format!("{mark}{name:<16}{what}\n"));
+        if let Some(cost) = cost {
             missing.push(*name);
+            text.push_str(&format!("{:18}so: {cost}\n", ""));
         }
-        text.push_str(&format!("{mark}{name:<14}{what}\n"));
     }
     text.push_str(&if missing.is_empty() {
         "everything is there\n".into()
     } else {
         format!("missing: {}\n", missing.join(", "))
     });
-    match print(&text) {
-        0 if missing.is_empty() => 0,
-        0 => MISSING,
-        failed => failed,
-    }
+    text
 }
 
 /// Starts the embedded Python, in a process of its own, and asks it.
 fn embedded_python() -> Vec<Finding> {
-    const CODE: &str = "import sys\n\
-        print(sys.version.split()[0], sys.implementation.name)\n\
-        print(sys.executable)\n\
-        print(sys.prefix)\n\
-        try:\n    from tractor_host import __version__, __file__, rungs\n\
-        except ImportError as error: print('!', error)\n\
-        else:\n\
-        \x20   print(__version__, __file__, sep='\\t')\n\
-        \x20   for rung, missing in rungs('subint').items(): print(rung, missing or '', sep='\\t')\n";
+    const CODE: &str = "import json, sys\n\
+        told = dict(version=sys.version.split()[0], executable=sys.executable, prefix=sys.prefix)\n\
+        try:\n\
+        \x20   from tractor_host import __version__, __file__\n\
+        \x20   told |= dict(package=__version__, file=__file__)\n\
+        \x20   from tractor_host._diagnosis import of_python\n\
+        \x20   told |= of_python()\n\
+        except ImportError as error: told['error'] = str(error)\n\
+        print(json.dumps(told))\n";
+    let unusable =
+        |what: String| vec![Finding::or_unusable("python", Err(what), "the launcher can't run a program")];
     let executable = match python::executable() {
         Ok(executable) => executable,
-        Err(reason) => return vec![("python", Err(reason))],
+        Err(reason) => return unusable(reason),
     };
     let own = std::env::current_exe().unwrap_or_else(|_| "tractor-host".into());
     let output = Command::new(own).args(["run", "-P", "-c", CODE]).stdin(Stdio::null()).output();
@@ -68,100 +130,52 @@ fn embedded_python() -> Vec<Finding> {
         Ok(output) => (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
         Err(error) => ("".into(), error.to_string().into()),
     };
-    let lines: Vec<&str> = told.lines().collect();
-    let [version, found, prefix, package, ref rungs @ ..] = lines[..] else {
-        let what = format!("{} cannot be started: {}", executable.display(), complaint.trim());
-        return vec![("python", Err(what))];
+    let Ok(told) = serde_json::from_str::<serde_json::Value>(&told) else {
+        return unusable(format!("{} cannot be started: {}", executable.display(), complaint.trim()));
     };
-    vec![
-        ("python", Ok(format!("{version}, {found}"))),
-        ("environment", Ok(prefix.into())),
-        ("tractor_host", package_of(package)),
-        ("ladder", ladder_of(rungs)),
-    ]
+    let word = |key: &str| told[key].as_str().unwrap_or("?").to_owned();
+    let mut found = vec![
+        Finding::good("python", format!("{}, {}", word("version"), word("executable"))),
+        Finding::good("environment", word("prefix")),
+        Finding::or_unusable("tractor_host", package_of(&told), "no program can import it"),
+    ];
+    if let Some(rungs) = told["rungs"].as_array() {
+        found.push(Finding::or_degraded(
+            "ladder",
+            ladder_of(rungs),
+            "subinterpreters that get as far are abandoned, and kept in the quarantine",
+        ));
+    }
+    for (key, name, cost) in [
+        ("layout", "layout", "no subinterpreter can be ended by force, and none lives through a fork"),
+        ("own_gil", "own GIL", "`gil=\"own\"` can't be used"),
+        ("preload", "preload", "the fork server starts without them"),
+    ] {
+        if let Some(told) = told[key].as_object() {
+            let what = told.get("what").and_then(|what| what.as_str()).unwrap_or_default().to_owned();
+            let good = told.get("good").and_then(|good| good.as_bool()).unwrap_or(false);
+            found.push(Finding::or_degraded(name, if good { Ok(what) } else { Err(what) }, cost));
+        }
+    }
+    found
 }
 
 /// The rungs for subinterpreters, and which are missing.
-fn ladder_of(lines: &[&str]) -> Result<String, String> {
-    let (mut names, mut missing) = (Vec::new(), Vec::new());
-    for (rung, reason) in lines.iter().filter_map(|line| line.split_once('\t')) {
-        names.push(rung);
-        if !reason.is_empty() {
-            missing.push(format!("`{rung}` is missing: {reason}"));
-        }
-    }
-    match (names.as_slice(), missing.as_slice()) {
-        ([], _) => Err("the package tells of none".into()),
-        (_, []) => Ok(names.join(", ")),
-        _ => Err(missing.join("; ")),
-    }
+fn ladder_of(rungs: &[serde_json::Value]) -> Result<String, String> {
+    let names: Vec<&str> = rungs.iter().filter_map(|pair| pair[0].as_str()).collect();
+    let missing: Vec<String> = rungs
+        .iter()
+        .filter_map(|pair| Some(format!("`{}` is missing: {}", pair[0].as_str()?, pair[1].as_str()?)))
+        .collect();
+    if missing.is_empty() { Ok(names.join(", ")) } else { Err(missing.join("; ")) }
 }
 
 /// The Python package must be the launcher's own: they speak to each other.
-fn package_of(line: &str) -> Result<String, String> {
+fn package_of(told: &serde_json::Value) -> Result<String, String> {
     let own = env!("CARGO_PKG_VERSION");
-    match line.split_once('\t') {
-        Some((version, path)) if version == own => Ok(format!("{version}, {path}")),
-        Some((version, path)) => Err(format!("{path} is version {version}, not {own}")),
-        None => Err(line.trim_start_matches("! ").into()),
+    match (told["package"].as_str(), told["file"].as_str(), told["error"].as_str()) {
+        (Some(version), Some(path), _) if version == own => Ok(format!("{version}, {path}")),
+        (Some(version), Some(path), _) => Err(format!("{path} is version {version}, not {own}")),
+        (.., error) => Err(error.unwrap_or("it tells nothing of itself").to_owned()),
     }
-}
-
-fn kernel() -> String {
-    let name = rustix::system::uname();
-    let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
-    format!("{} {}, {}", text(name.sysname()), text(name.release()), text(name.machine()))
-}
-
-/// Starts a child, ends it and reaps it, all by its descriptor.
-fn pidfd() -> Result<(), String> {
-    let failed = |what: &str, error: std::io::Error| format!("failed to {what}: {error}");
-    let own = std::env::current_exe().map_err(|error| failed("find the launcher", error))?;
-    // It waits for its stdin, which stays open.
-    let code = "import sys; sys.stdin.read()";
-    let mut command = Command::new(own);
-    command
-        .args(["run", "-I", "-S", "-c", code])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let mut child = command.spawn().map_err(|error| failed("start a process", error))?;
-    let outcome = (|| {
-        let pid =
-            i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw).ok_or("no process id")?;
-        let fd = rustix::process::pidfd_open(pid, PidfdFlags::empty())
-            .map_err(|errno| failed("open a pidfd", errno.into()))?;
-        rustix::process::pidfd_send_signal(&fd, Signal::KILL)
-            .map_err(|errno| failed("send a signal by pidfd", errno.into()))?;
-        let status =
-            rustix::process::waitid(WaitId::PidFd(std::os::fd::AsFd::as_fd(&fd)), WaitIdOptions::EXITED)
-                .map_err(|errno| failed("wait by pidfd", errno.into()))?;
-        match status.and_then(|status| status.terminating_signal()) {
-            Some(libc::SIGKILL) => Ok(()),
-            other => Err(format!("a killed process ended by {other:?}")),
-        }
-    })();
-    if outcome.is_err() {
-        // Whatever did not work, no child stays. It fails only where there is none any more.
-        let _ = child.kill().and_then(|()| child.wait());
-    }
-    outcome
-}
-
-fn memfd() -> Result<(), String> {
-    rustix::fs::memfd_create("th-doctor", MemfdFlags::CLOEXEC)
-        .map(drop)
-        .map_err(|errno| format!("failed to make a file in memory: {errno}"))
-}
-
-/// A filter is no fault of its own; what it refuses shows in the other findings.
-fn seccomp() -> Result<String, String> {
-    let status = std::fs::read_to_string("/proc/self/status")
-        .map_err(|error| format!("/proc/self/status cannot be read: {error}"))?;
-    let mode = status.lines().find_map(|line| line.strip_prefix("Seccomp:")).map(str::trim);
-    Ok(match mode {
-        Some("0") => "no filter".into(),
-        Some(mode) => format!("a filter is active (mode {mode}): it may refuse more than is seen here"),
-        None => "not in this kernel".into(),
-    })
 }

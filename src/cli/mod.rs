@@ -3,8 +3,11 @@
 
 pub mod args;
 mod doctor;
+mod dump;
 mod help;
+mod ps;
 mod python;
+mod reap;
 mod run;
 
 use std::fmt::Display;
@@ -21,7 +24,10 @@ pub fn main() -> i32 {
     match args::parse(std::env::args_os().skip(1)) {
         Ok(Command::Run(program)) => run::program(&program),
         Ok(Command::Child { directory, options }) => run::child(directory, options),
-        Ok(Command::Doctor) => doctor::examine(),
+        Ok(Command::Doctor { json }) => doctor::examine(json),
+        Ok(Command::Ps(how)) => ps::show(&how),
+        Ok(Command::Reap(how)) => reap::reap(&how),
+        Ok(Command::Dump(picture)) => dump::show(&picture),
         Ok(Command::Help(topic)) => print(help::text(topic)),
         Ok(Command::Version) => print(concat!("tractor-host ", env!("CARGO_PKG_VERSION"), "\n")),
         Err(error) => {

@@ -1,14 +1,16 @@
 //! `run`, `pytest` and `--child`: Python, started with what was typed.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use super::args::{Place, Program};
 use super::{USAGE, complain, python};
+use crate::diag::outlet;
 use crate::error::Result;
+use crate::events::{self, trace};
 use crate::ffi::PyInit__native;
 use crate::interp::attach::Token;
 use crate::interp::runtime::{self, AtEnd, Start};
-use crate::supervise::Supervisor;
+use crate::supervise::{Supervisor, guard};
 
 /// The exit code when Python cannot be started.
 const FAILED: i32 = 1;
@@ -16,7 +18,13 @@ const FAILED: i32 = 1;
 /// Runs a program; the exit code to leave with.
 pub(super) fn program(program: &Program) -> i32 {
     let backend = program.backend.as_deref().map(|backend| ("TRACTOR_HOST_BACKEND", backend));
-    embed(&program.words, backend.as_slice(), program.place)
+    note_outlet();
+    let trace = program.trace.as_deref().map(|file| (trace::VARIABLE, file));
+    let environment: Vec<_> = backend.into_iter().chain(trace).collect();
+    let code = embed(&program.words, &environment, program.place, true);
+    // The supervisor has done so, if there was one.
+    trace::close();
+    code
 }
 
 /// Becomes a worker process, whose supervisor's channel is fd 0.
@@ -30,10 +38,17 @@ pub(super) fn child(directory: OsString, mut options: Vec<OsString>) -> i32 {
     // What the host has marked inheritable is none of a fresh worker's business.
     crate::sys::fd::close_inherited();
     options.extend(["-c".into(), CODE.into(), directory]);
-    embed(&options, &[], Place::Plain)
+    // Its supervisor sees to a worker's Ctrl-C and timeline.
+    embed(&options, &[], Place::Plain, false)
 }
 
-fn embed(words: &[OsString], environment: &[(&str, &std::ffi::OsStr)], place: Place) -> i32 {
+/// Notes where dumps go before the program can change that.
+fn note_outlet() {
+    outlet::prepare();
+    outlet::remember_stderr();
+}
+
+fn embed(words: &[OsString], environment: &[(&str, &OsStr)], place: Place, is_program: bool) -> i32 {
     let executable = match python::executable() {
         Ok(executable) => executable,
         Err(reason) => {
@@ -42,7 +57,7 @@ fn embed(words: &[OsString], environment: &[(&str, &std::ffi::OsStr)], place: Pl
         }
     };
     let start = Start { executable: &executable, arguments: words, environment };
-    match started(&start, place) {
+    match started(&start, place, is_program) {
         Ok(code) => code,
         Err(error) => {
             let code = if error.is_invalid_input() { USAGE } else { FAILED };
@@ -52,10 +67,17 @@ fn embed(words: &[OsString], environment: &[(&str, &std::ffi::OsStr)], place: Pl
     }
 }
 
-fn started(start: &Start<'_>, place: Place) -> Result<i32> {
+fn started(start: &Start<'_>, place: Place, is_program: bool) -> Result<i32> {
+    // What happens before anybody imports the package is told too.
+    events::listen();
     // One supervisor a process: `tractor_host._native` is this binary's own copy, not the `.so`.
     runtime::add_builtin(crate::py::NAME, PyInit__native)?;
     runtime::start(start)?;
+    if is_program {
+        // So that there is one of a program that spawns nothing, too.
+        trace::open_asked()?;
+        guard::from_environment(runtime::starting_thread(), place == Place::Plain)?;
+    }
     match place {
         Place::Plain => Ok(runtime::run_main()),
         Place::Subint => runtime::run_main_apart(&AtEnd { stop: end_workers, leave: leave_behind }),

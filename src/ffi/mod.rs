@@ -5,7 +5,9 @@
 pub mod module;
 pub mod object;
 pub mod offsets;
+pub mod tripped;
 pub mod value;
+pub mod walk;
 
 use std::ffi::{c_int, c_void};
 
@@ -39,6 +41,7 @@ unsafe extern "C" {
 /// Called by an importing interpreter, which is attached.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn PyInit__native() -> *mut py::PyObject {
+    crate::events::listen();
     // SAFETY: forwarded to the caller.
     unsafe { module::initialise(crate::py::NAME, crate::py::doc(), crate::py::table) }
 }

@@ -113,6 +113,11 @@ pub unsafe fn initialise(name: &'static CStr, doc: &'static CStr, table: fn() ->
 /// Runs once for every interpreter that imports the module: refuses a Python that we don't know.
 unsafe extern "C" fn execute(module: *mut py::PyObject) -> c_int {
     let refusal = refusal();
+    if refusal.is_none() {
+        // While this thread is attached: who looks at threads from outside is not. What it finds wrong is told
+        // to whoever needs the layout.
+        let _ = super::offsets::Offsets::get();
+    }
     // SAFETY: the import machinery calls this attached, with the module that it is making.
     unsafe {
         if let Some(text) = refusal {

@@ -2,9 +2,13 @@
 //!
 //! Our own guards and not `PyGILState_*`: those know the main interpreter only.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
+use std::ops::Range;
 
+use crate::ffi::offsets::Offsets;
 use crate::ffi::py;
+use crate::ffi::walk::Walk;
 
 /// Proof that the current thread is attached to some interpreter. Borrowed from a guard.
 #[derive(Debug, Clone, Copy)]
@@ -65,9 +69,29 @@ impl Interpreter {
         self.0 as u64
     }
 
+    /// The kernel's ids of its threads, seen from outside. None where this Python's layout is not known.
+    pub fn threads(self) -> Vec<i32> {
+        let found = Walk::own().map(|walk| walk.threads(self.address())).unwrap_or_default();
+        found.into_iter().map(|(_, native)| native).collect()
+    }
+
+    /// Where CPython keeps what is its own and no object, for this interpreter and for all.
+    pub fn internals(self, offsets: &Offsets) -> [Range<u64>; 2] {
+        offsets.internals(self.0)
+    }
+
     pub(super) fn as_ptr(self) -> *mut py::PyInterpreterState {
         self.0
     }
+}
+
+thread_local! {
+    static VISITS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread is a visitor in the interpreter that it is attached to.
+pub(super) fn is_visitor() -> bool {
+    VISITS.get()
 }
 
 /// A thread state of its own for a thread that Python did not make; attached while it lives.
@@ -86,6 +110,7 @@ impl Attached {
             let state = py::PyThreadState_New(interpreter.as_ptr());
             py::PyEval_RestoreThread(state);
         }
+        VISITS.set(true);
         Self(PhantomData)
     }
 
@@ -120,6 +145,7 @@ pub fn with_main<R>(body: impl FnOnce(Token<'_>) -> R) -> R {
 
 impl Drop for Attached {
     fn drop(&mut self) {
+        VISITS.set(false);
         // SAFETY: this thread is attached with the state that `new` made: the guard is not Send,
         // and everything that swaps states below it swaps back.
         unsafe {

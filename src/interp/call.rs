@@ -1,12 +1,13 @@
 //! Calling our Python package from Rust, and the few settings that must stand before it can be
 //! imported. Exceptions come back as text.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_int, c_void};
 
 use super::attach::Token;
 use crate::error::{Error, Result};
+use crate::ffi::_PyEval_AddPendingCall;
 use crate::ffi::object::{Owned, take_exception};
-use crate::ffi::py;
+use crate::ffi::{py, tripped};
 
 /// Imports `module` and calls its `function` without arguments.
 ///
@@ -108,4 +109,32 @@ fn attribute_if_imported(_: Token<'_>, module: &CStr, name: &CStr) -> Result<Opt
         let module = Owned::from_new(module)?;
         Owned::from_new(py::PyObject_GetAttrString(module.as_ptr(), name.as_ptr())).map(Some)
     }
+}
+
+/// Has `what` called by whichever thread of the main interpreter runs Python next, attached. Whether there was
+/// room for that.
+pub fn soon(what: fn()) -> bool {
+    extern "C" fn call(what: *mut c_void) -> c_int {
+        // SAFETY: it is the function that was given below.
+        let what: fn() = unsafe { std::mem::transmute(what) };
+        what();
+        0
+    }
+    // SAFETY: these may be called by any thread, attached or not; a function's address is never freed.
+    unsafe {
+        py::Py_IsInitialized() != 0
+            && _PyEval_AddPendingCall(py::PyInterpreterState_Main(), call, what as *mut c_void, 0) == 0
+    }
+}
+
+/// Finds what tells whether a signal handler has been called.
+///
+/// # Errors
+/// When it is not there, or the thread is attached to another interpreter than the main one.
+pub fn find_handlers(token: Token<'_>) -> Result<()> {
+    if token.interpreter_id() != 0 {
+        return Err(Error::state("only the main interpreter handles signals: call it there"));
+    }
+    // SAFETY: attached to the main interpreter, as was just seen.
+    unsafe { tripped::find() }
 }

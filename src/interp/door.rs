@@ -8,6 +8,7 @@
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::attach::{Attached, Interpreter, Token};
+use super::gate::Gate;
 use super::rungs::Force;
 use super::rungs::destroy::Doom;
 use crate::sys::lock::lock;
@@ -18,6 +19,8 @@ use crate::sys::process::Orphans;
 pub struct Door {
     pub(super) state: Mutex<State>,
     pub(super) left: Condvar,
+    /// Where the interpreter's threads can be made to wait.
+    pub gate: Arc<Gate>,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +64,9 @@ impl Door {
         state.behind = state.interpreter;
         state.evicting = false;
         state.runner_native = Some(crate::sys::thread::id());
+        drop(state);
+        self.gate_gone(false);
+        self.call_to_gate();
     }
 
     /// Lets nobody in any more, and waits until the last visitor has left. Visitors need the GIL to
@@ -76,6 +82,7 @@ impl Door {
     }
 
     fn shut(&self, token: Token<'_>, evicting: bool) {
+        self.gate_gone(true);
         token.detached(|| {
             let mut state = lock(&self.state);
             state.interpreter = None;
@@ -94,7 +101,11 @@ impl Door {
         // SAFETY: `stay` is dropped after `attached`, and keeps the interpreter. Visitors are threads of
         // the supervisor, which are never attached.
         let attached = unsafe { Attached::new(stay.interpreter) };
-        Some(body(attached.token()))
+        let done = body(attached.token());
+        drop(attached);
+        // It may have taken a call that was not for it.
+        self.call_to_gate();
+        Some(done)
     }
 
     /// Keeps the interpreter, without attaching to it. `None` when the door is closed.
@@ -118,6 +129,11 @@ impl Door {
     /// The interpreter, as long as it has not ended.
     pub fn behind(&self) -> Option<Interpreter> {
         lock(&self.state).behind
+    }
+
+    /// The kernel's id of the thread that runs the interpreter, as long as that is there for sure.
+    pub fn runner(&self) -> Option<i32> {
+        lock(&self.state).runner_native
     }
 
     /// The runner's last word: from now on its thread is none of ours.

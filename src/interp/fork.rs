@@ -5,9 +5,10 @@ use std::sync::Once;
 use super::attach::Token;
 use super::template::Template;
 use crate::error::{Error, Result};
+use crate::events::fault;
 use crate::ffi::offsets::Offsets;
 use crate::ffi::py;
-use crate::sys::{log, process, procfs};
+use crate::sys::{process, procfs};
 
 /// Which process we are in after a fork.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub fn guard(_: Token<'_>) {
         if Offsets::get().is_ok()
             && let Err(error) = process::at_fork_in_child(leave_interpreters_behind)
         {
-            log::line(format_args!("os.fork() beside subinterpreters will crash its child: {error}"));
+            fault!("os.fork() beside subinterpreters will crash its child: {error}");
         }
     });
 }
@@ -43,6 +44,8 @@ extern "C" fn leave_interpreters_behind() {
         return; // not a fork of Python's: no Python will run in this child
     }
     let Ok(offsets) = Offsets::get() else { return };
+    // Whoever had done that is not here.
+    super::gate::shorten_interval(false);
     // SAFETY: this thread, the child's only one, is attached with `state`. CPython lets no other
     // interpreter than the main one fork; a child of those says so itself.
     unsafe {

@@ -7,6 +7,8 @@ pub mod attach;
 pub mod call;
 pub mod door;
 pub mod fork;
+pub mod gate;
+pub mod gil;
 pub mod rungs;
 pub mod runtime;
 pub mod subinterp;

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::ffi::py;
 
 pub use apart::{AtEnd, run_main_apart};
-pub use interrupt::{Audience, watch as watch_interrupts};
+pub use interrupt::{Audience, leave, watch as watch_interrupts};
 
 /// What to start with.
 #[derive(Debug)]

@@ -1,11 +1,13 @@
 //! A subinterpreter on the thread that made it.
 
+use std::ffi::CStr;
 use std::marker::PhantomData;
 
 use super::attach::Token;
 use super::door::Door;
 use crate::error::{Error, Result};
 use crate::ffi::{Py_NewInterpreterFromConfig, py};
+use crate::sys::fd;
 
 /// Which GIL an interpreter has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -58,16 +60,33 @@ impl SubInterpreter {
                 "no reason given".into()
             } else {
                 // SAFETY: CPython's messages are static C strings.
-                unsafe { std::ffi::CStr::from_ptr(status.err_msg) }.to_string_lossy().into_owned()
+                unsafe { CStr::from_ptr(status.err_msg) }.to_string_lossy().into_owned()
             };
             // CPython does not pass on the reason that is by far the most frequent.
-            let hint =
-                crate::sys::fd::event_fd().err().map(|error| format!(" ({error})")).unwrap_or_default();
+            let hint = fd::event_fd().err().map(|error| format!(" ({error})")).unwrap_or_default();
             return Err(Error::python(format!("failed to make a subinterpreter: {reason}{hint}")));
         }
         let made = Self { state, not_send: PhantomData };
         super::fork::guard(made.token());
+        made.close_streams();
         Ok(made)
+    }
+
+    /// Has it know that a standard stream of the process is closed, whatever stands in its place.
+    fn close_streams(&self) {
+        const NAMES: [[&CStr; 2]; 3] =
+            [[c"stdin", c"__stdin__"], [c"stdout", c"__stdout__"], [c"stderr", c"__stderr__"]];
+        for (_, names) in (0..).zip(NAMES).filter(|(number, _)| fd::is_placeholder(*number)) {
+            for name in names {
+                // SAFETY: the thread is attached, with its state; the name is a C string, None immortal. For want
+                // of memory it keeps a stream that goes nowhere.
+                unsafe {
+                    if py::PySys_SetObject(name.as_ptr(), py::Py_None()) != 0 {
+                        py::PyErr_Clear();
+                    }
+                }
+            }
+        }
     }
 
     /// The proof of being attached.
@@ -84,8 +103,30 @@ impl SubInterpreter {
     /// still has threads crashes now and then.
     pub fn end(self, door: &Door) {
         door.doom_of_runner().hang_over(self.token());
+        self.drop_what_is_local();
         // SAFETY: the thread is attached with this very state, and it is the interpreter's last.
         unsafe { py::Py_EndInterpreter(self.state) };
+    }
+
+    /// Drops what is local to this thread: CPython does that only after the collector's last round. What refers
+    /// to itself, as an event loop does that was stopped in the middle, would never be freed, nor closed.
+    fn drop_what_is_local(&self) {
+        // SAFETY: the thread is attached, with its state, of which the dictionary and the function are borrowed;
+        // null is none. That function calls no Python code.
+        unsafe {
+            let locals = py::PyThreadState_GetDict();
+            if !locals.is_null() {
+                py::PyDict_Clear(locals);
+            }
+            let set_hooks = py::PySys_GetObject(c"set_asyncgen_hooks".as_ptr());
+            if !set_hooks.is_null() {
+                let none = py::Py_None();
+                let end = std::ptr::null_mut::<py::PyObject>();
+                py::Py_XDECREF(py::PyObject_CallFunctionObjArgs(set_hooks, none, none, end));
+            }
+            // Somebody has put something else in its place.
+            py::PyErr_Clear();
+        }
     }
 
     /// Leaves it as it is, without a thread state in it, for whoever attaches to it later.

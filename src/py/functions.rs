@@ -5,10 +5,14 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
+use crate::diag::dump::Dump;
+use crate::diag::hang;
 use crate::diag::resources::Snapshot;
-use crate::diag::stacks;
+use crate::diag::{outlet, stacks};
 use crate::error::{Error, Result};
+use crate::events::{Event, log, ring, trace};
 use crate::ffi::module::{Call, Function, Table};
+use crate::ffi::offsets::Offsets;
 use crate::ffi::value::{Arg, Value};
 use crate::interp::attach::{Token, with_current};
 use crate::interp::{call, rungs};
@@ -16,8 +20,10 @@ use crate::spawn::parcel::{self, Content, Parcel};
 use crate::spawn::request::{Backend, GilPolicy, Request, seconds};
 use crate::spawn::zygote::serve;
 use crate::spawn::{apart, context, held};
+use crate::supervise::guard::{self, ctrl_c, gil};
+use crate::supervise::worker::Worker;
 use crate::supervise::{Rung, Supervisor};
-use crate::sys::memfile;
+use crate::sys::{fd, memfile, thread};
 use crate::wire::message::{FromWorker, PreloadFailure};
 
 /// Declares a function of the module: its Rust type, its Python signature, its docstring.
@@ -60,6 +66,7 @@ native!(Spawn, "spawn", ("request", "payload", "memory", "passed"), waits: true,
         .map_err(|error| Error::invalid(format!("no descriptors: {error}")))?;
     let parcel = Parcel::of_numbers(bytes(args, 1)?, memory, &passed)?;
     let worker = Supervisor::get()?.spawn(call.interpreter, request, parcel)?;
+    enter(call, "spawn", &worker, false);
     Ok(worker.info().into())
 });
 native!(Info, "info", ("id"), waits: false,
@@ -75,7 +82,10 @@ native!(Wait, "wait", ("id", "timeout"), waits: true,
             Some(call.started + seconds("timeout", timeout)?)
         }
     };
-    Ok(supervisor()?.worker(id(args)?)?.wait(deadline, call.interpreter != 0)?.into())
+    let worker = supervisor()?.worker(id(args)?)?;
+    let waited = worker.wait(deadline, call.interpreter != 0);
+    enter(call, "wait", &worker, waited.is_err());
+    Ok(waited?.into())
 });
 native!(Exit, "exit", ("id"), waits: false,
 "How a worker ended, or None while it has not.",
@@ -106,11 +116,26 @@ native!(Cancel, "cancel", ("id"), waits: false,
     supervisor.cancel(&*supervisor.worker(id(args)?)?);
     Ok(Value::NONE)
 });
+native!(Pause, "pause", ("id", "paused"), waits: true,
+"Have a worker stand still, or go on; returns once it was told to. Does nothing to one that ends or has ended.",
+|_, args| {
+    let paused = json(args, 1)?.as_bool().ok_or_else(|| Error::invalid("paused must be a bool"))?;
+    let supervisor = supervisor()?;
+    supervisor.pause(&*supervisor.worker(id(args)?)?, paused)?;
+    Ok(Value::NONE)
+});
 native!(Kill, "kill", ("id"), waits: false,
 "Begin to end a worker; `wait` tells when that is done.",
 |_, args| {
     let supervisor = supervisor()?;
     supervisor.kill(&*supervisor.worker(id(args)?)?);
+    Ok(Value::NONE)
+});
+native!(KillDeaf, "kill_deaf", ("id"), waits: false,
+"Begin to end a worker that was asked to stop, and has not: it is not asked again.",
+|_, args| {
+    let supervisor = supervisor()?;
+    supervisor.kill_deaf(&*supervisor.worker(id(args)?)?);
     Ok(Value::NONE)
 });
 native!(Hold, "hold", ("id"), waits: false,
@@ -173,9 +198,60 @@ native!(
         Ok(Value::NONE)
     }
 );
+native!(GuardCtrlC, "guard_ctrl_c", ("bounds", "signals"), waits: false,
+"Guard Ctrl-C within these bounds in seconds (to react, to end), and these other signals; None: leave it to Python.",
+|_, args| {
+    let bounds: Option<(f64, f64)> = serde_json::from_value(json(args, 0)?.clone())
+        .map_err(|error| Error::invalid(format!("malformed bounds: {error}")))?;
+    let signals: Vec<String> = serde_json::from_value(json(args, 1)?.clone())
+        .map_err(|error| Error::invalid(format!("malformed names of signals: {error}")))?;
+    let bounds = bounds.map(|(react, end)| -> Result<_> {
+        Ok(ctrl_c::Bounds { react: seconds("react_timeout", react)?, end: seconds("end_timeout", end)? })
+    });
+    let bounds = bounds.transpose()?;
+    with_current(|token| guard::guard_ctrl_c(token, bounds)).transpose()?;
+    signals.iter().try_for_each(|name| guard::listen(name))?;
+    Ok(Value::NONE)
+});
+native!(WatchGil, "watch_gil", ("bounds", "policy"), waits: false,
+"Watch all GILs: how long one may be kept in seconds (before it is said, before something is done), and what is \
+ done then; None: leave them alone.",
+|_, args| {
+    let bounds: Option<(f64, f64)> = serde_json::from_value(json(args, 0)?.clone())
+        .map_err(|error| Error::invalid(format!("malformed bounds: {error}")))?;
+    let watch = bounds.map(|(warn, act)| -> Result<_> {
+        let policy = serde_json::from_value(json(args, 1)?.clone())
+            .map_err(|error| Error::invalid(format!("no policy: {error}")))?;
+        Ok(gil::Watch { warn: seconds("warn", warn)?, act: seconds("limit", act)?, policy, all: true })
+    });
+    let watch = watch.transpose()?;
+    with_current(|token| guard::watch_gil(token, watch)).transpose()?;
+    Ok(Value::NONE)
+});
 native!(Resources, "resources", (), waits: false,
     "What this process owns just now: fds, threads, children, resident bytes.",
     |_, _| Ok(serde_json::to_value(Snapshot::take()?).map_err(|error| Error::state(error.to_string()))?.into()));
+native!(TakeDump, "dump", ("reason", "form", "tree"), waits: false,
+"A dump of this process (and of those below it, if `tree`) as a str, in the form \"text\" or \"json\". It is taken \
+ while the caller keeps its GIL: whoever else wants that may never give it back.",
+|_, args| {
+    let reason = json(args, 0)?.as_str().ok_or_else(|| Error::invalid("a reason is a str"))?;
+    let tree = json(args, 2)?.as_bool().ok_or_else(|| Error::invalid("tree must be a bool"))?;
+    let form = json(args, 1)?.as_str().unwrap_or_default();
+    if !matches!(form, "text" | "json") {
+        return Err(Error::invalid("format must be \"text\" or \"json\""));
+    }
+    let dump = Dump::own(reason, tree);
+    let told = if form == "text" { dump.to_text() } else { serde_json::to_string(&dump).map_err(|error| Error::state(error.to_string()))? };
+    Ok(Json::from(told).into())
+});
+native!(WriteDump, "write_dump", ("text"), waits: false,
+"Write where dumps go. The path, or None: to stderr.",
+|_, args| {
+    let text = json(args, 0)?.as_str().ok_or_else(|| Error::invalid("a dump is a str"))?;
+    let path = outlet::write(text.as_bytes()).map_err(|error| Error::os("write a dump", error))?;
+    Ok(json!(path.map(|path| path.to_string_lossy().into_owned())).into())
+});
 native!(Rungs, "rungs", ("backend"), waits: false,
 "The rungs of a backend's ladder in order, each with the reason why it is missing here, or None.",
 |_, args| {
@@ -186,6 +262,37 @@ native!(Rungs, "rungs", ("backend"), waits: false,
         Rung::of(backend).iter().map(|rung| json!([rung, reason(rung)])).collect()
     });
     Ok(Json::Array(found.unwrap_or_default()).into())
+});
+native!(Layout, "layout", (), waits: false,
+    "Why the private structures of this Python are not known, or None.",
+    |_, _| Ok(json!(Offsets::get().err().map(|error| error.to_string())).into()));
+native!(HangArm, "hang_arm", ("path", "seconds"), waits: false,
+"Unless `hang_disarm` is called within this time, write a dump to a file, which is emptied now; its number.",
+|_, args| {
+    let after = json(args, 1)?.as_f64().ok_or_else(|| Error::invalid("seconds must be a number"))?;
+    Ok(json!(hang::arm(bytes(args, 0)?, seconds("seconds", after)?)?).into())
+});
+native!(HangDisarm, "hang_disarm", ("id"), waits: true,
+    "End such a watch, and wait for a dump that has begun. Whether there is one.",
+    |_, args| Ok(hang::disarm(id(args)?).into()));
+native!(Events, "events", ("after"), waits: false,
+"The last events that are kept, oldest first, after the one with this number.",
+|_, args| events(ring::after(number_of(args, 0)?)));
+native!(EventsWait, "events_wait", ("after", "timeout"), waits: true,
+"The same; wait for them for at most `timeout` seconds. No gaps, but for what is not kept any more.",
+|call, args| {
+    let timeout = json(args, 1)?.as_f64().ok_or_else(|| Error::invalid("timeout must be a number of seconds"))?;
+    events(ring::wait_after(number_of(args, 0)?, call.started + seconds("timeout", timeout)?)?)
+});
+native!(EventsLast, "events_last", (), waits: false,
+    "The number of the last event; 0 before there was any.",
+    |_, _| Ok(json!(ring::last()).into()));
+native!(EventsTaken, "events_taken", ("taken"), waits: false,
+"Leave to the caller, or no longer, what becomes a line on stderr unasked; and wake who waits for events.",
+|_, args| {
+    log::leave_to_another(json(args, 0)?.as_bool().ok_or_else(|| Error::invalid("taken must be a bool"))?);
+    ring::nudge();
+    Ok(Value::NONE)
 });
 native!(Preload, "preload", ("command", "modules", "spec", "blanks"), waits: true,
 "Start the fork server anew, by `command`, wait until it is ready, and have it make so many blanks (None: a few).",
@@ -275,6 +382,18 @@ native!(MemorySeal, "memory_seal", ("fd"), waits: false,
     held::hold(call.interpreter, fd)?;
     sealed.map(|()| Value::NONE)
 });
+native!(MemoryCheck, "memory_check", ("fd"), waits: false,
+"Refuse (ValueError) what is no sealed file in memory, by a descriptor that is the caller's.",
+|call, args| {
+    let fd = held::take(call.interpreter, number(args, 0)?)?;
+    let checked = memfile::check_sealed(&fd);
+    held::hold(call.interpreter, fd)?;
+    checked.map(|()| Value::NONE).map_err(|error| Error::invalid(error.to_string()))
+});
+native!(FdAdopt, "fd_adopt", ("fd"), waits: false,
+"Take a descriptor into hand that the caller has received, and that nobody else owns: it is closed with the interpreter \
+ at the latest.",
+|call, args| Ok(json!(held::hold(call.interpreter, fd::adopt(number(args, 0)?)?)?).into()));
 native!(FdClose, "fd_close", ("fd"), waits: false,
 "Close a descriptor that is the caller's, and has been got from here. Nothing happens if it is closed, or was a \
  parent's.",
@@ -350,7 +469,9 @@ pub(super) fn table() -> Table {
         .with::<Output>()
         .with::<Fileno>()
         .with::<Cancel>()
+        .with::<Pause>()
         .with::<Kill>()
+        .with::<KillDeaf>()
         .with::<Hold>()
         .with::<Release>()
         .with::<Workers>()
@@ -358,8 +479,19 @@ pub(super) fn table() -> Table {
         .with::<Shutdown>()
         .with::<LeaveBehind>()
         .with::<Quarantine>()
+        .with::<GuardCtrlC>()
+        .with::<WatchGil>()
         .with::<Resources>()
+        .with::<TakeDump>()
+        .with::<WriteDump>()
         .with::<Rungs>()
+        .with::<Layout>()
+        .with::<HangArm>()
+        .with::<HangDisarm>()
+        .with::<Events>()
+        .with::<EventsWait>()
+        .with::<EventsLast>()
+        .with::<EventsTaken>()
         .with::<Preload>()
         .with::<PreloadFailures>()
         .with::<ForkServer>()
@@ -375,6 +507,8 @@ pub(super) fn table() -> Table {
         .with::<ChildTake>()
         .with::<MemoryCreate>()
         .with::<MemorySeal>()
+        .with::<MemoryCheck>()
+        .with::<FdAdopt>()
         .with::<FdClose>()
         .with::<FdDetach>()
         .with::<ChildStdio>()
@@ -403,6 +537,28 @@ fn bytes<'a>(args: &[Arg<'a>], index: usize) -> Result<&'a [u8]> {
     match args.get(index) {
         Some(Arg::Bytes(bytes)) => Ok(bytes),
         _ => Err(Error::invalid(format!("argument {} must be bytes", index + 1))),
+    }
+}
+
+/// The number of an event.
+fn number_of(args: &[Arg<'_>], index: usize) -> Result<u64> {
+    json(args, index)?.as_u64().ok_or_else(|| Error::invalid("an event's number is a positive integer"))
+}
+
+fn events(found: Vec<Event>) -> Result<Value> {
+    Ok(serde_json::to_value(found).map_err(|error| Error::state(error.to_string()))?.into())
+}
+
+/// Enters into the timeline what the calling thread has spent time on.
+fn enter(call: &Call, what: &'static str, worker: &Worker, goes_on: bool) {
+    if trace::is_on() {
+        trace::enter(trace::Span {
+            what,
+            thread: thread::id(),
+            since: call.started,
+            of: worker.name.clone(),
+            goes_on,
+        });
     }
 }
 

@@ -6,13 +6,14 @@ use super::context::{SecondLife, leave_process};
 use super::parcel::Content;
 use super::request::{GilPolicy, path_of};
 use crate::error::Result;
+use crate::events::fault;
 use crate::interp::attach::{Attached, Token};
 use crate::interp::call;
 use crate::interp::rungs;
 use crate::interp::runtime::{self, Audience};
 use crate::interp::subinterp::{Gil, SubInterpreter};
 use crate::interp::template;
-use crate::sys::{log, process};
+use crate::sys::process;
 use crate::wire::message::FromWorker;
 
 /// Does the work of this process, a worker, in an interpreter that it has adopted or else makes, and leaves.
@@ -59,7 +60,7 @@ fn live(gil: Gil, fall_back: Option<Gil>) -> Result<()> {
         return token.detached(|| live(gil, None));
     }
     if let (Err(error), false) = (&life.outcome, life.pressed) {
-        log::line(format_args!("worker {} failed: {error}", process::id()));
+        fault!("worker {} failed: {error}", process::id());
     }
     leave_process(life.code.unwrap_or(1))
 }

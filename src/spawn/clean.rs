@@ -19,6 +19,8 @@ use crate::sys::{fd, thread};
 
 /// What a forked child does; it owns what it needs and never returns. It must not end before [`Gate::pass`].
 pub type Body = Box<dyn FnOnce(Token<'_>, Gate) -> Never + Send>;
+/// What the parent does with a child before that may pass the gate.
+pub type Settle = Box<dyn FnOnce(Child) -> Result<Child> + Send>;
 
 /// Keeps a forked child from ending before its parent has hold of it: where nobody waits for children
 /// (SIGCHLD is ignored), or somebody for all of them, it would be gone without a trace.
@@ -38,6 +40,7 @@ pub enum Never {}
 
 struct Order {
     body: Body,
+    settle: Settle,
     /// Not after this moment: whoever asked has stopped waiting.
     deadline: Instant,
     reply: Arc<Slot<Result<Child>>>,
@@ -50,14 +53,14 @@ pub struct CleanThread {
 }
 
 impl CleanThread {
-    /// Forks a child that runs `body`, and waits for it until `deadline`.
+    /// Forks a child that runs `body` once this process has settled it, and waits for that until `deadline`.
     ///
     /// # Errors
-    /// EAGAIN at the process limit, EMFILE when there is no fd for its pidfd, a time-out when the
+    /// That of `settle`; EAGAIN at the process limit, EMFILE when there is no fd for its pidfd, a time-out when the
     /// main interpreter's GIL could not be had.
-    pub fn fork(&self, body: Body, deadline: Instant) -> Result<Child> {
+    pub fn fork(&self, body: Body, settle: Settle, deadline: Instant) -> Result<Child> {
         let reply = Arc::new(Slot::default());
-        let order = Order { body, deadline, reply: Arc::clone(&reply) };
+        let order = Order { body, settle, deadline, reply: Arc::clone(&reply) };
         self.sender()?.send(order).map_err(|_| Error::state("the clean thread is gone"))?;
         reply.take(Some(deadline)).unwrap_or_else(|| {
             Err(Error::timed_out("the clean thread did not get the main interpreter's GIL in time to fork"))
@@ -96,7 +99,7 @@ fn serve(orders: &Receiver<Order>) {
             match fork(token)? {
                 Side::Child => match (order.body)(token, Gate(gate)) {},
                 Side::Parent(pid) => {
-                    let child = Child::adopt(pid);
+                    let child = Child::adopt(pid).and_then(order.settle);
                     fd::raise(&gate);
                     // The parent's copies of what the child was given.
                     drop(order.body);

@@ -14,6 +14,7 @@ use super::parcel::{self, Content, Parcel};
 use super::zygote::{BLANK_NAME, serve};
 use super::{Reports, held};
 use crate::error::{Error, Result};
+use crate::events::fault;
 use crate::interp::attach::Token;
 use crate::interp::door::Door;
 use crate::interp::rungs::pressure::Pressure;
@@ -113,6 +114,7 @@ fn install(interpreter: i64, context: Arc<Context>) -> Result<()> {
 
 /// In the only thread of a fork's child: forgets whose worker the parent was.
 pub fn forget_all() {
+    crate::events::forget_in_child();
     CONTEXTS.forget();
     held::forget_all();
 }
@@ -550,11 +552,11 @@ fn listen(mut reader: Reader, door: &Arc<Door>) {
                     let door = Arc::clone(door);
                     let cancel = move || {
                         if let Err(error) = door.cancel() {
-                            crate::sys::log::line(format_args!("a cancellation failed: {error}"));
+                            fault!("a cancellation failed: {error}");
                         }
                     };
                     if let Err(error) = thread::spawn_deaf("th-cancel", cancel) {
-                        crate::sys::log::line(format_args!("cannot deliver a cancellation: {error}"));
+                        fault!("cannot deliver a cancellation: {error}");
                     }
                 }
                 Ok(ToWorker::Press { force }) => pressure.raise(door, force),
@@ -591,7 +593,7 @@ fn hear(letter: Letter) {
 }
 
 fn give_up(reason: impl std::fmt::Display) -> ! {
-    crate::sys::log::line(format_args!("worker {} leaves: {reason}", process::id()));
+    fault!("worker {} leaves: {reason}", process::id());
     leave_process(process::ORPHANED)
 }
 

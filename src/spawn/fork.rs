@@ -3,14 +3,15 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::time::Instant;
 
-use super::clean::{Body, CleanThread, Gate, Never};
+use super::clean::{Body, CleanThread, Gate, Never, Settle};
 use super::context::{self, Reader};
 use super::parcel::Parcel;
 use crate::error::Result;
+use crate::events::fault;
 use crate::interp::attach::Token;
 use crate::interp::call;
 use crate::sys::process::Child;
-use crate::sys::{fd, log, process, signal};
+use crate::sys::{fd, process, signal};
 use crate::wire::message::Contract;
 
 /// What a forked worker takes with it. All of it belongs to the child alone: nothing in here is
@@ -40,13 +41,13 @@ pub struct Luggage {
     pub cwd: Option<std::path::PathBuf>,
 }
 
-/// Forks the worker, waiting for the clean thread until `deadline`.
+/// Forks the worker, waiting for the clean thread until `deadline`; it runs nothing before it is settled.
 ///
 /// # Errors
 /// Those of [`CleanThread::fork`].
-pub fn spawn(clean: &CleanThread, luggage: Luggage, deadline: Instant) -> Result<Child> {
+pub fn spawn(clean: &CleanThread, luggage: Luggage, settle: Settle, deadline: Instant) -> Result<Child> {
     let body: Body = Box::new(move |token, gate| child(token, luggage, gate));
-    clean.fork(body, deadline)
+    clean.fork(body, settle, deadline)
 }
 
 /// All that the child does. It ends in `_exit`, so no destructor of the parent's values runs.
@@ -59,7 +60,7 @@ fn child(token: Token<'_>, luggage: Luggage, gate: Gate) -> Never {
     gate.pass();
     let outcome = enter(luggage).and_then(|()| call::function(token, c"tractor_host._child", c"main"));
     if let Err(error) = outcome {
-        log::line(format_args!("worker {} failed before it could say so: {error}", process::id()));
+        fault!("worker {} failed before it could say so: {error}", process::id());
     }
     // `main` leaves by itself; to come here is a failure.
     process::exit_now(BOOT_FAILED)
@@ -75,8 +76,10 @@ fn enter(luggage: Luggage) -> Result<()> {
         luggage;
     fd::place(boot_log.as_fd(), 2)?;
     fd::place(null.as_fd(), 0)?;
-    if let Some(stdout) = stdout {
-        fd::place(stdout.as_fd(), 1)?;
+    match &stdout {
+        Some(stdout) => fd::place(stdout.as_fd(), 1)?,
+        None if fd::is_inheritable(rustix::stdio::stdout()) => {}
+        None => fd::place(null.as_fd(), 1)?,
     }
     // No Python object has ever known these numbers: they can be used again.
     drop((boot_log, null));

@@ -122,6 +122,10 @@ pub struct Request {
     pub cancel_timeout: f64,
     /// Seconds for all that follows.
     pub kill_timeout: f64,
+    /// Its weight among those that compete with it.
+    pub priority: f64,
+    /// At most this part of a processor.
+    pub cpu_quota: Option<f64>,
     /// Rungs and their seconds, in the place of these two.
     pub ladder: Option<Vec<(String, f64)>>,
     /// Whether a target that had to be abandoned once is run in a process from then on.
@@ -169,12 +173,36 @@ impl Request {
                 "env and cwd belong to a process and all its interpreters share them; use backend=\"fork\" or \"exec\"",
             ));
         }
+        if !PRIORITIES.contains(&self.priority) {
+            return Err(Error::invalid(format!(
+                "priority must be from {} to {}, not {}",
+                PRIORITIES.start(),
+                PRIORITIES.end(),
+                self.priority
+            )));
+        }
+        if let Some(quota) = self.cpu_quota {
+            if !(quota > 0.0 && quota.is_finite()) {
+                return Err(Error::invalid(format!(
+                    "cpu_quota must be a part of one processor, above 0, not {quota}"
+                )));
+            }
+            if self.backend.is_process() && self.process.is_none() {
+                return Err(Error::invalid(
+                    "cpu_quota is for subinterpreters (backend=\"subint\", or \"subint_forkserver\" with process=); \
+                     limit a process with a control group (cpu.max) or a lower priority",
+                ));
+            }
+        }
         if self.backend.starts_afresh() && self.command.is_empty() {
             return Err(Error::invalid("this backend needs the command that starts a fresh process"));
         }
         Ok(())
     }
 }
+
+/// What a worker's weight can be.
+const PRIORITIES: std::ops::RangeInclusive<f64> = 0.01..=100.0;
 
 /// A bound in seconds as a duration.
 ///

@@ -9,6 +9,7 @@ use super::context::{self, ThreadWorker};
 use super::parcel::Parcel;
 use super::{Reports, held};
 use crate::error::{Error, Result};
+use crate::events::fault;
 use crate::interp::attach::Token;
 use crate::interp::call;
 use crate::interp::door::Door;
@@ -96,10 +97,7 @@ fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>)
     job.door.seal(token);
     pardon(token);
     if let Err(error) = job.door.end_children(token) {
-        crate::sys::log::line(format_args!(
-            "the children of worker {} may have been left: {error}",
-            job.name
-        ));
+        fault!("the children of worker {} may have been left: {error}", job.name);
     }
     let refused = context::forget(id);
     job.reports.over();
@@ -123,10 +121,7 @@ fn drain(job: &Job, token: Token<'_>) {
             Ok(_) => {}
             Err(error) => {
                 // Nobody can be told to end, or counted.
-                crate::sys::log::line(format_args!(
-                    "the threads of worker {} are not known: {error}",
-                    job.name
-                ));
+                fault!("the threads of worker {} are not known: {error}", job.name);
                 return;
             }
         }

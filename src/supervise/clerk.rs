@@ -115,7 +115,12 @@ pub(super) fn is_as_free(pid: i32) -> Result<bool> {
 
 /// A copy of this process's stdout or stderr; /dev/null where that is closed.
 pub(super) fn host_stream(stream: impl AsFd) -> Result<OwnedFd> {
-    fd::duplicate(stream).or_else(|_| fd::open("/dev/null".as_ref(), rustix::fs::OFlags::WRONLY))
+    if fd::is_inheritable(&stream)
+        && let Ok(copy) = fd::duplicate(stream)
+    {
+        return Ok(copy);
+    }
+    fd::open("/dev/null".as_ref(), rustix::fs::OFlags::WRONLY)
 }
 
 type Job = Box<dyn FnOnce() + Send>;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ladder::{Reason, Rung};
+use crate::diag::stacks::Stack;
 use crate::sys::oom::Evidence;
 use crate::sys::process::Status;
 use crate::sys::signal;
@@ -28,6 +29,21 @@ pub enum Kind {
     Abandoned,
 }
 
+impl Kind {
+    /// The word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Returned => "returned",
+            Self::Raised => "raised",
+            Self::Cancelled => "cancelled",
+            Self::Killed => "killed",
+            Self::Signalled => "signalled",
+            Self::Exited => "exited",
+            Self::Abandoned => "abandoned",
+        }
+    }
+}
+
 /// The end of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,6 +60,9 @@ pub struct Exit {
     pub cause: String,
     /// The end of what it wrote to stderr, and where it crashed, if it died.
     pub stderr: String,
+    /// What its threads were in when a late rung came to it.
+    #[serde(default)]
+    pub stuck: Vec<Stack>,
     /// Seconds from the request to end it until its end; `None` when nobody asked.
     pub elapsed: Option<f64>,
     /// Seconds from its start to its end.
@@ -83,6 +102,8 @@ pub struct Seen {
     pub stderr: String,
     /// The ladder ran out before the worker did.
     pub abandoned: bool,
+    /// What its threads were in when the ladder came to `unblock`, or to SIGKILL.
+    pub stuck: Vec<Stack>,
 }
 
 impl Seen {
@@ -100,6 +121,7 @@ impl Seen {
             signal,
             cause: String::new(),
             stderr: self.stderr.clone(),
+            stuck: self.stuck.clone(),
             elapsed: None,
             lifetime: 0.0,
         };

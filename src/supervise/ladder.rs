@@ -85,6 +85,8 @@ impl fmt::Display for Rung {
 pub enum Reason {
     /// `kill()`.
     Killed,
+    /// What it was doing was cancelled, and has not ended.
+    Deaf,
     /// The worker's time limit, in seconds.
     TimedOut(f64),
     /// The supervisor is shutting down.
@@ -101,12 +103,17 @@ pub enum Reason {
     Silent,
     /// The operating system refused what it takes to see its end.
     Unwatched,
+    /// The program did not heed Ctrl-C, or was sent a second one.
+    Interrupted,
+    /// It held its GIL for longer than so many seconds.
+    HeldGil(f64),
 }
 
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Killed => f.write_str("killed"),
+            Self::Deaf => f.write_str("killed because what it was doing was cancelled and did not end"),
             Self::TimedOut(seconds) => write!(f, "ran longer than its timeout of {seconds} s"),
             Self::Shutdown => f.write_str("killed at shutdown"),
             Self::OwnerGone => f.write_str("killed because the worker that spawned it ended"),
@@ -117,6 +124,8 @@ impl fmt::Display for Reason {
             Self::Protocol => f.write_str("killed because it broke the protocol of its channel"),
             Self::Silent => f.write_str("killed because it closed the channel to its supervisor"),
             Self::Unwatched => f.write_str("killed because the supervisor could not watch it"),
+            Self::Interrupted => f.write_str("killed by Ctrl-C"),
+            Self::HeldGil(seconds) => write!(f, "killed because it held the GIL for {seconds} s"),
         }
     }
 }
@@ -125,6 +134,7 @@ impl From<Why> for Reason {
     fn from(why: Why) -> Self {
         match why {
             Why::Killed => Self::Killed,
+            Why::Deaf => Self::Deaf,
             Why::Shutdown => Self::Shutdown,
             Why::OwnerGone => Self::OwnerGone,
             Why::OwnerDied => Self::OwnerDied,
@@ -136,6 +146,7 @@ impl From<Why> for Reason {
 impl From<Reason> for Why {
     fn from(reason: Reason) -> Self {
         match reason {
+            Reason::Deaf => Self::Deaf,
             Reason::Shutdown => Self::Shutdown,
             Reason::OwnerGone => Self::OwnerGone,
             Reason::OwnerDied => Self::OwnerDied,
@@ -266,8 +277,8 @@ impl Climb {
     /// asking a worker that has not started yet.
     pub fn begin(ladder: &Ladder, reason: Reason, started: bool, now: Instant) -> Option<Self> {
         let begin = Self { reason, until: now, at: 0, rung: Rung::Abandoned };
-        // Whom the channel does not reach can't be asked.
-        let polite = !matches!(reason, Reason::Protocol | Reason::Silent);
+        // Whom the channel does not reach can't be asked; and who did not listen is not asked again.
+        let polite = !matches!(reason, Reason::Protocol | Reason::Silent | Reason::Deaf);
         // Of whom there is nobody left to wait for, and who was told of that end by nobody.
         let from = if matches!(reason, Reason::OwnerDied | Reason::Shared(_)) {
             ladder.rungs().len().saturating_sub(1)

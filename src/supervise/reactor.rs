@@ -2,11 +2,14 @@
 //! decisions about a worker's end are made here, one after the other. It never waits for Python, for
 //! a worker or for a lock that is held across a wait.
 
+mod pausing;
 mod process;
 mod relations;
+mod witness;
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,12 +20,16 @@ use rustix::process::Signal;
 
 pub(super) use process::Process;
 use relations::ask_for;
+use witness::Witness;
 
+use super::control::Control;
 use super::exit::{Exit, Kind, Seen};
 use super::ladder::{Climb, Reason, Rung};
+use super::scheduler::policy::Terms;
 use super::supervisor::{Answer, Supervisor};
 use super::worker::{Owner, State, Worker};
 use crate::error::{Error, Result};
+use crate::events::fault;
 use crate::interp::door::Door;
 use crate::interp::rungs::pressure::Pressure;
 use crate::spawn::context::Letter;
@@ -31,7 +38,7 @@ use crate::sys::event::Slot;
 use crate::sys::kick;
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Status};
-use crate::sys::{fd, log, memfile, thread, tree};
+use crate::sys::{fd, ledger, memfile, thread, tree};
 use crate::wire::message::{self, FromWorker, News, Report, ToWorker, Wish};
 
 /// An order to the reactor.
@@ -58,8 +65,12 @@ pub(super) enum Command {
     Letter(Letter),
     /// Ask it to stop.
     Cancel(u64),
+    /// Have it stand still, or go on, and say when that is done.
+    Pause(u64, bool, Arc<Slot<()>>),
     /// End it.
     Kill(u64, Reason),
+    /// Nobody looks after the control socket any more.
+    Unattended,
     /// Leave.
     Stop,
 }
@@ -113,6 +124,10 @@ struct Entry {
     over: bool,
     /// How it has ended, which is told once the process is gone that was its alone by then.
     verdict: Option<Exit>,
+    /// It stands still.
+    still: bool,
+    /// It is to end: it does not stand still, whoever wants that.
+    freed: bool,
 }
 
 impl Entry {
@@ -153,10 +168,13 @@ pub(super) struct Reactor {
     /// What workers have asked for and is being made, by their number here and its number there; with the
     /// reason to end it at once, if there is one by now.
     asked: HashMap<(u64, u64), Option<Reason>>,
+    control: Option<Arc<Control>>,
+    witness: Witness,
 }
 
-/// Event data: 0 is the order queue; a worker has two numbers of its own.
+/// Event data: 0 is the order queue, 1 the control socket; a worker, whose number is at least 1, has two of its own.
 const ORDERS: u64 = 0;
+const VISITORS: u64 = 1;
 
 fn pidfd_data(id: u64) -> u64 {
     id * 2
@@ -178,23 +196,39 @@ impl Reactor {
             entries: HashMap::new(),
             alarms: BTreeSet::new(),
             asked: HashMap::new(),
+            control: None,
+            witness: Witness::default(),
         })
     }
 
-    pub(super) fn run(mut self) {
+    pub(super) fn run(mut self, control: Option<Vec<PathBuf>>) {
+        if let Some(places) = control {
+            self.control = self.supervisor.open_control(&places);
+            self.look_at_control(|epoll, socket, data, flags| epoll::add(epoll, socket, data, flags));
+        }
         let mut events = Vec::with_capacity(256);
         loop {
             let now = Instant::now();
-            let timeout =
-                self.alarms.first().map(|(at, ..)| thread::timespec(at.saturating_duration_since(now)));
+            let look_at = self.supervisor.scheduler.look(now);
+            let next = self.alarms.first().map(|(at, ..)| *at).into_iter().chain(look_at).min();
+            let timeout = next.map(|at| thread::timespec(at.saturating_duration_since(now)));
             events.clear();
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), timeout.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
-                Err(errno) => log::line(format_args!("epoll failed in the supervisor: {errno}")),
+                Err(errno) => fault!("epoll failed in the supervisor: {errno}"),
             }
             for event in &events {
                 match event.data.u64() {
                     ORDERS => fd::lower(&self.supervisor.wake),
+                    VISITORS => {
+                        if let Some(control) = &self.control
+                            && !control.attend(&self.supervisor)
+                        {
+                            self.look_at_control(|epoll, socket, data, flags| {
+                                epoll::modify(epoll, socket, data, flags)
+                            });
+                        }
+                    }
                     data if data % 2 == 0 => self.process_ended(data / 2),
                     data => self.channel_ready(data / 2, event.flags),
                 }
@@ -212,7 +246,10 @@ impl Reactor {
             let Some(command) = lock(&self.supervisor.queue).pop_front() else { return false };
             match command {
                 Command::Watch(worker, link) => self.watch(worker, link),
-                Command::Forget(id) => drop(self.entries.remove(&id)),
+                Command::Forget(id) => {
+                    self.supervisor.scheduler.leave(id);
+                    self.entries.remove(&id);
+                }
                 Command::Start(job, reply) => {
                     if let Err(Ok(child)) = reply.fill(job()) {
                         child.destroy();
@@ -226,6 +263,7 @@ impl Reactor {
                 }
                 Command::Letter(letter) => self.read(letter),
                 Command::CodeOver(id) => {
+                    self.supervisor.scheduler.leave(id);
                     if let Some(entry) = self.entries.get_mut(&id) {
                         entry.over_at = entry.climb.map(Climb::rung);
                     }
@@ -239,13 +277,40 @@ impl Reactor {
                 }
                 Command::RunnerEnded(id, interpreters, error) => self.runner_ended(id, &interpreters, error),
                 Command::Cancel(id) => self.cancel(id),
+                Command::Pause(id, paused, done) => {
+                    self.pause(id, paused);
+                    // Failing: nobody waits for it any more.
+                    let _ = done.fill(());
+                }
                 Command::Kill(id, reason) => {
                     // What it has said already (that it runs, say) decides where the ladder begins.
                     self.read_channel(id);
                     self.kill(id, reason);
                 }
+                Command::Unattended => {
+                    self.look_at_control(|epoll, socket, data, flags| {
+                        epoll::modify(epoll, socket, data, flags)
+                    });
+                }
                 Command::Stop => return true,
             }
+        }
+    }
+
+    /// Has the next one who comes to the control socket seen, once.
+    fn look_at_control(
+        &self,
+        with: impl FnOnce(&OwnedFd, BorrowedFd<'_>, EventData, EventFlags) -> rustix::io::Result<()>,
+    ) {
+        if let Some(control) = &self.control
+            && let Err(errno) = with(
+                &self.epoll,
+                control.listener(),
+                EventData::new_u64(VISITORS),
+                EventFlags::IN | EventFlags::ONESHOT,
+            )
+        {
+            fault!("epoll failed for the control socket: {errno}");
         }
     }
 
@@ -290,13 +355,29 @@ impl Reactor {
             abandoned: false,
             over: false,
             verdict: None,
+            still: false,
+            freed: false,
         };
         if entry.is_run_here() {
             self.supervisor.report_made(&entry.worker);
         }
+        if let Link::Subint(door) = &entry.link {
+            self.supervisor.scheduler.enter(id, door, entry.worker.terms);
+        }
+        // One that is elsewhere is told of when it is there.
+        if !matches!(entry.link, Link::Elsewhere(_)) {
+            let home = match entry.link {
+                Link::Lodger { landlord, .. } => self.entries.get(&landlord).map(|home| &home.worker),
+                _ => Some(&entry.worker).filter(|worker| worker.owner == Owner::Lodgers),
+            };
+            tell_of(&entry.worker, home.map(|home| home.name.as_str()));
+        }
         let owner = entry.worker.owner;
         // One that is elsewhere has none yet.
         let pid = entry.worker.pid();
+        if let (Some(pid), Link::Process(_) | Link::Kept) = (pid, &entry.link) {
+            ledger::note(pid, entry.worker.backend.name(), &entry.worker.name);
+        }
         self.entries.insert(id, entry);
         if !self.move_in(id) {
             return;
@@ -305,6 +386,7 @@ impl Reactor {
             // Its end would go unseen: end it now, while we hold it.
             self.fail(id, errno.to_string());
         }
+        self.still(id);
         match owner {
             // The order to end all that there is has come before it.
             Owner::Interpreter(_) if self.supervisor.is_closing() => self.kill(id, Reason::Shutdown),
@@ -318,10 +400,14 @@ impl Reactor {
         let Some(mut entry) = self.entries.remove(&id) else { return };
         if let Link::Process(process) = &entry.link {
             if let Err(error) = process.child.signal(Signal::KILL) {
-                log::line(format_args!("{error}"));
+                fault!("{error}");
             }
             process.child.kill_group();
         }
+        let worker = &entry.worker;
+        // Its end says so too.
+        tell!(INFO, SUPERVISOR, "fault", worker, "worker `{}` can't be watched: {failure}", worker.name);
+        tell!(DEBUG, LADDER, "signal", worker, signal = libc::SIGKILL);
         entry.seen.failure = Some(failure);
         entry.seen.rung = Some((Rung::Sigkill, Reason::Unwatched));
         entry.seen.status = match entry.link {
@@ -356,7 +442,7 @@ impl Reactor {
         if let Some(channel) = &process.channel
             && let Err(errno) = epoll::modify(epoll, channel, EventData::new_u64(channel_data(id)), flags)
         {
-            log::line(format_args!("epoll failed for worker {id}: {errno}"));
+            fault!("epoll failed for worker {id}: {errno}");
         }
     }
 
@@ -420,7 +506,8 @@ impl Reactor {
             if closed || broken.is_some() {
                 process.hang_up();
             }
-            if closed && broken.is_none() && process.decoder.is_mid_frame() {
+            let is_all = closed || entry.seen.status.is_some();
+            if is_all && broken.is_none() && process.decoder.is_mid_frame() {
                 // It died in the middle of a message, mostly; that it did is told with its end.
                 entry.seen.failure = Some("it closed the channel in the middle of a message".into());
             }
@@ -449,10 +536,21 @@ impl Reactor {
 
     fn said(&mut self, id: u64, message: FromWorker, content: Content, along: Vec<OwnedFd>) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
+        if let Some(outcome) = message.outcome() {
+            tell!(DEBUG, WORKER, "told", entry.worker, outcome);
+        }
         match message {
             FromWorker::Started => {
                 entry.seen.started = true;
+                self.supervisor.scheduler.started(id);
                 entry.worker.advance(State::Running);
+                tell!(
+                    DEBUG,
+                    WORKER,
+                    "started",
+                    entry.worker,
+                    age = entry.worker.created.elapsed().as_secs_f64()
+                );
                 let owner = entry.worker.owner;
                 if entry.is_run_here() {
                     self.supervisor.report(&entry.worker, Report::Started);
@@ -480,10 +578,12 @@ impl Reactor {
     }
 
     fn cancel(&mut self, id: u64) {
+        self.set_free(id);
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.seen.cancelled = true;
         entry.asked.get_or_insert_with(Instant::now);
         entry.worker.advance(State::Cancelling);
+        tell!(INFO, LADDER, "cancel", entry.worker);
         // For the rest somebody else sees to that.
         if entry.seen.started
             || matches!(entry.link, Link::Elsewhere(None) | Link::Lodger { .. } | Link::Kept)
@@ -503,7 +603,7 @@ impl Reactor {
                 process.post(payload);
                 self.flush(id);
             }
-            Err(error) => log::line(format_args!("{error}")),
+            Err(error) => fault!("{error}"),
         }
     }
 
@@ -537,7 +637,7 @@ impl Reactor {
                 let door = Arc::clone(door);
                 helper("th-cancel", move || {
                     if let Err(error) = door.cancel() {
-                        log::line(format_args!("a cancellation failed in the worker: {error}"));
+                        fault!("a cancellation failed in the worker: {error}");
                     }
                 });
             }
@@ -546,17 +646,20 @@ impl Reactor {
 
     /// Begins to end a worker, unless it was first: then its end is its own, and will be seen in a moment.
     fn kill(&mut self, id: u64, reason: Reason) {
+        self.set_free(id);
         match self.entries.get(&id).map(|entry| &entry.link) {
             Some(Link::Process(process)) if process.has_ended() => {}
             Some(Link::Elsewhere(_)) => {
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.worker.advance(State::Killing);
+                    tell!(INFO, LADDER, "kill", entry.worker, reason = %reason);
                     ask_for(id, Wish::Kill { why: reason.into() });
                 }
             }
             Some(Link::Kept) => {
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.worker.advance(State::Killing);
+                    tell!(INFO, LADDER, "kill", entry.worker, reason = %reason);
                     let owner = entry.worker.owner;
                     self.tell_keeper(owner, Wish::Kill { why: reason.into() });
                 }
@@ -580,6 +683,11 @@ impl Reactor {
         let now = Instant::now();
         entry.asked.get_or_insert(now);
         entry.worker.advance(State::Killing);
+        tell!(INFO, LADDER, "kill", entry.worker, reason = %reason);
+        if let Link::Subint(door) = &entry.link {
+            door.free(true);
+            self.supervisor.scheduler.leave(id);
+        }
         let climb = Climb::begin(&entry.worker.ladder, reason, entry.seen.started, now);
         self.step(id, climb, reason);
     }
@@ -591,10 +699,20 @@ impl Reactor {
             self.abandon(id, reason);
             return;
         };
+        let was_asked = entry.climb.is_some() && !matches!(reason, Reason::OwnerDied | Reason::Shared(_));
+        if was_asked
+            && climb.rung() >= Rung::Unblock
+            && climb.rung() != Rung::Sigterm
+            && entry.seen.stuck.is_empty()
+        {
+            entry.seen.stuck = self.witness.look(&entry.link);
+        }
         entry.climb = Some(climb);
         entry.seen.rung = Some((climb.rung(), reason));
         self.alarms.insert((climb.until, id, Alarm::Rung));
         let rung = climb.rung();
+        let budget = climb.until.saturating_duration_since(Instant::now()).as_secs_f64();
+        tell!(INFO, LADDER, "rung", entry.worker, rung = %rung, budget);
         let pressed = rung.force().filter(|_| entry.worker.backend.is_subinterpreter());
         match &mut entry.link {
             Link::Subint(_) if rung == Rung::Cancel => self.ask_to_stop(id),
@@ -608,10 +726,11 @@ impl Reactor {
                 self.tell(id, &ToWorker::Press { force }, None);
             }
             Link::Process(process) => {
-                if let Some(number) = rung.signal()
-                    && process.end(number)
-                {
-                    self.alarms.insert((Instant::now() + THAW, id, Alarm::Thaw));
+                if let Some(number) = rung.signal() {
+                    tell!(DEBUG, LADDER, "signal", entry.worker, signal = number.as_raw());
+                    if process.end(number) {
+                        self.alarms.insert((Instant::now() + THAW, id, Alarm::Thaw));
+                    }
                 }
             }
             Link::Subint(door) => {
@@ -635,15 +754,21 @@ impl Reactor {
         entry.abandoned = true;
         if let Link::Subint(door) = &entry.link {
             self.supervisor.quarantine(Arc::clone(&entry.worker), Arc::clone(door));
+            let terms = Terms { leftovers: true, ..entry.worker.terms };
+            self.supervisor.scheduler.enter(id, door, terms);
+            door.free(false);
         }
         let (worker, asked) = (Arc::clone(&entry.worker), entry.asked);
         let seen = std::mem::take(&mut entry.seen);
         self.end_those_of(id);
-        log::line(format_args!(
-            "worker `{}` ({}) could not be ended and is abandoned",
-            worker.name,
-            worker.backend.name()
-        ));
+        let (name, backend) = (&worker.name, worker.backend.name());
+        tell!(
+            WARN,
+            LADDER,
+            "quarantine",
+            worker,
+            "worker `{name}` ({backend}) could not be ended and is abandoned"
+        );
         self.publish(&worker, &seen, asked);
     }
 
@@ -656,7 +781,7 @@ impl Reactor {
         if entry.seen.report == Some(FromWorker::Returned) {
             entry.seen.failure = Some(format!("{threads} of its threads will not end"));
         }
-        log::line(format_args!("worker `{name}`: {threads} threads that its target left will not end"));
+        fault!("worker `{name}`: {threads} threads that its target left will not end");
         self.abandon(id, Reason::Killed);
     }
 
@@ -676,6 +801,8 @@ impl Reactor {
         {
             entry.seen.oom = lock(&self.supervisor.oom).compare(before, process.pid());
         }
+        // Until it is reaped its number is its own.
+        ledger::strike(process.pid());
         match process.child.try_wait() {
             Ok(Some(status)) => entry.seen.status = Some(status),
             Ok(None) => return,
@@ -686,6 +813,14 @@ impl Reactor {
         }
         // Its last words may still be in the channel.
         self.read_channel(id);
+        if let Some(entry) = self.entries.get(&id) {
+            let (code, signal) = match entry.seen.status {
+                Some(Status::Exited(code)) => (Some(code), None),
+                Some(Status::Signalled { signal, .. }) => (None, Some(signal)),
+                Some(Status::Lost) | None => (None, None),
+            };
+            tell!(DEBUG, WORKER, "reap", entry.worker, code, signal);
+        }
         self.gone(id);
     }
 
@@ -718,6 +853,7 @@ impl Reactor {
         {
             // Past its last word it only returns. It catches its panics and reports them.
             let _ = runner.join();
+            tell!(DEBUG, WORKER, "reap", entry.worker);
             self.gone(id);
         }
     }
@@ -731,13 +867,14 @@ impl Reactor {
                 if let Link::Process(process) = &entry.link
                     && let Err(errno) = epoll::delete(&self.epoll, process.child.pidfd())
                 {
-                    log::line(format_args!("epoll failed for worker {id}: {errno}"));
+                    fault!("epoll failed for worker {id}: {errno}");
                 }
             }
             return;
         }
         let Some(mut entry) = self.entries.remove(&id) else { return };
         entry.pressure.end();
+        self.supervisor.scheduler.leave(id);
         if let (Link::Subint(door), Some((rung, reason))) = (&entry.link, entry.seen.rung) {
             // What the ladder went on to while the interpreter was being ended is not what ended it;
             // and threads that leave while it is at `destroy` do so because that unblocks too.
@@ -750,7 +887,8 @@ impl Reactor {
             entry.seen.rung = Some((rung, reason));
         }
         if entry.abandoned {
-            log::line(format_args!("worker `{}` has ended after all", entry.worker.name));
+            let name = &entry.worker.name;
+            tell!(WARN, LADDER, "reclaim", entry.worker, "worker `{name}` has ended after all");
             self.supervisor.reclaimed(id);
             return;
         }
@@ -760,7 +898,10 @@ impl Reactor {
                 entry.seen.stderr = last_words(&entry.worker, &process.boot_log);
             }
         }
-        self.publish(&entry.worker, &entry.seen, entry.asked);
+        let Entry { worker, seen, asked, link, .. } = entry;
+        // Whoever hears of its end finds no descriptor of it any more.
+        drop(link);
+        self.publish(&worker, &seen, asked);
     }
 
     fn publish(&mut self, worker: &Arc<Worker>, seen: &Seen, asked: Option<Instant>) {
@@ -778,6 +919,19 @@ impl Reactor {
 
     /// Tells everybody how a worker has ended.
     fn settle(&mut self, worker: &Arc<Worker>, exit: Exit, abandoned: bool) {
+        tell!(
+            INFO,
+            WORKER,
+            "exit",
+            worker,
+            exit = exit.kind.word(),
+            rung = exit.rung.map(tracing::field::display),
+            code = exit.code,
+            signal = exit.signal,
+            lifetime = exit.lifetime,
+            elapsed = exit.elapsed,
+            cause = exit.cause.as_str()
+        );
         if worker.owner == Owner::Lodgers {
             worker.finish(exit);
             return;
@@ -802,7 +956,7 @@ impl Reactor {
                 let news = News::Ended { exit, outcome: Content::outcome(outcome.as_ref()) };
                 self.tell_owner(worker.owner, news, outcome);
             }
-            Err(error) => log::line(format_args!("the end of worker `{}` is no JSON: {error}", worker.name)),
+            Err(error) => fault!("the end of worker `{}` is no JSON: {error}", worker.name),
         }
         if let Owner::Worker { id, .. } = worker.owner
             && self.entries.get(&id).is_some_and(|owner| owner.over)
@@ -849,6 +1003,20 @@ impl Reactor {
     }
 }
 
+/// There is a worker: in a process of that name, if others may live there too.
+pub(super) fn tell_of(worker: &Worker, process: Option<&str>) {
+    tell!(
+        INFO,
+        WORKER,
+        "spawn",
+        worker,
+        target = worker.target.as_str(),
+        parent = worker.parent,
+        process,
+        age = worker.created.elapsed().as_secs_f64()
+    );
+}
+
 /// How long a tree that grows while it is being killed is followed.
 const TREE_BOUND: Duration = Duration::from_millis(500);
 /// How long what is below a process that was told to end stays stopped: if it ends at once, its tree does.
@@ -857,7 +1025,7 @@ const THAW: Duration = Duration::from_millis(20);
 /// Runs what has to wait for an interpreter's GIL on a thread that can be spared.
 fn helper(name: &str, body: impl FnOnce() + Send + 'static) {
     if let Err(error) = thread::spawn_deaf(name, body) {
-        log::line(format_args!("no thread for a rung of the ladder: {error}"));
+        fault!("no thread for a rung of the ladder: {error}");
     }
 }
 

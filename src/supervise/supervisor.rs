@@ -5,30 +5,38 @@ mod making;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::clerk::Clerk;
+use super::control::{self, Control};
 use super::exit::Kind;
+use super::guard;
 use super::house::Houses;
 use super::ladder::Reason;
 use super::reactor::{Command, Reactor};
+use super::registry;
+use super::scheduler::Scheduler;
 use super::worker::{Owner, State, Told, Worker};
+use crate::diag::{dump, hang, outlet};
 use crate::error::{Error, Kind as ErrorKind, Result};
+use crate::events::{self, fault};
 use crate::interp::attach::Token;
 use crate::interp::door::Door;
 use crate::spawn::clean::CleanThread;
 use crate::spawn::context;
 use crate::spawn::parcel::Content;
 use crate::spawn::zygote::Zygote;
-use crate::sys::event::Event;
+use crate::sys::event::{Event, Slot};
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::kick::Kicker;
-use crate::sys::lock::lock;
-use crate::sys::{fd, log, oom, thread};
+use crate::sys::lock::{lock, lock_within};
+use crate::sys::{fd, ledger, oom, thread};
 use crate::wire::message::{FromWorker, Parent, Report};
 
 static SUPERVISOR: ForkLocal<Arc<Supervisor>> = ForkLocal::new();
@@ -36,6 +44,9 @@ static SUPERVISOR: ForkLocal<Arc<Supervisor>> = ForkLocal::new();
 /// In the only thread of a fork's child: forgets the parent's workers.
 pub fn forget_in_child() {
     SUPERVISOR.forget();
+    guard::forget_in_child();
+    ledger::forget_in_child();
+    hang::forget_in_child();
 }
 
 /// All that this process knows of its workers.
@@ -48,10 +59,12 @@ pub struct Supervisor {
     /// How many blanks are kept ready of a kind.
     blanks: AtomicUsize,
     reactor: Mutex<Option<JoinHandle<()>>>,
+    control: OnceLock<Arc<Control>>,
     next_id: AtomicU64,
     closing: AtomicBool,
     clerk: Clerk,
     pub(super) houses: Houses,
+    pub(super) scheduler: Arc<Scheduler>,
     /// This process, a worker, has a fork server that imports what it was told here.
     own_zygote: AtomicBool,
     /// Its supervisor starts no workers for this one.
@@ -90,6 +103,12 @@ impl Supervisor {
     /// EMFILE, EAGAIN; in a process that was forked behind our back.
     pub fn get() -> Result<&'static Arc<Self>> {
         let supervisor = SUPERVISOR.get_or_make(|| {
+            dump::set_registry(registry::tell);
+            outlet::prepare();
+            // A worker's timeline is that of the program.
+            if context::of_process().is_none() {
+                events::open()?;
+            }
             Ok(Arc::new(Self {
                 queue: Mutex::default(),
                 wake: fd::event_fd()?,
@@ -98,10 +117,12 @@ impl Supervisor {
                 zygote: Zygote::default(),
                 blanks: AtomicUsize::new(making::blanks(None)),
                 reactor: Mutex::default(),
+                control: OnceLock::new(),
                 next_id: AtomicU64::new(1),
                 closing: AtomicBool::new(false),
                 clerk: Clerk::default(),
                 houses: Houses::default(),
+                scheduler: Arc::default(),
                 own_zygote: AtomicBool::new(false),
                 on_its_own: AtomicBool::new(false),
                 memory: Mutex::default(),
@@ -129,11 +150,19 @@ impl Supervisor {
         let mut running = lock(&self.reactor);
         if running.is_none() && !self.closing.load(Ordering::Acquire) {
             let reactor = Reactor::new(Arc::clone(self))?;
-            let handle = thread::spawn_deaf("th-supervisor", move || reactor.run())
+            let places = control::wanted();
+            let handle = thread::spawn_deaf("th-supervisor", move || reactor.run(places))
                 .map_err(|error| Error::os("start the supervisor's thread", error))?;
             *running = Some(handle);
+            tracing::debug!(target: events::SUPERVISOR, kind = "supervisor_start");
         }
         Ok(())
+    }
+
+    /// Makes the control socket, before anything else there is to do. Nobody waits for that.
+    pub(super) fn open_control(&self, places: &[PathBuf]) -> Option<Arc<Control>> {
+        let made = control::open(places).map(Arc::new)?;
+        Some(Arc::clone(self.control.get_or_init(|| made)))
     }
 
     pub(super) fn order(&self, command: Command) {
@@ -192,9 +221,43 @@ impl Supervisor {
         self.order(Command::Cancel(worker.id));
     }
 
+    /// Has a worker stand still, or go on, and waits until it was told to; a process has stopped then.
+    ///
+    /// # Errors
+    /// When the supervisor's thread does not come round to it in time.
+    pub fn pause(&self, worker: &Worker, paused: bool) -> Result<()> {
+        let done = Arc::new(Slot::default());
+        self.order(Command::Pause(worker.id, paused, Arc::clone(&done)));
+        let late = || Error::timed_out("the supervisor's thread did not pause or resume the worker in time");
+        match lock(&self.reactor).is_some() {
+            true => done.take(Some(Instant::now() + PAUSE_BOUND)).ok_or_else(late),
+            // After shutdown no worker is left.
+            false => Ok(()),
+        }
+    }
+
     /// Begins to end a worker.
     pub fn kill(&self, worker: &Worker) {
         self.order(Command::Kill(worker.id, Reason::Killed));
+    }
+
+    /// Begins to end a worker that was asked to stop, in a way of the caller's own, and has not.
+    pub fn kill_deaf(&self, worker: &Worker) {
+        self.order(Command::Kill(worker.id, Reason::Deaf));
+    }
+
+    /// Begins to end a worker for a reason of the supervisor's own.
+    pub(super) fn end(&self, worker: &Worker, reason: Reason) {
+        self.order(Command::Kill(worker.id, reason));
+    }
+
+    /// Begins to end all workers. A worker's own are ended by it, while it can; and with it in any case.
+    pub(super) fn end_all(&self, reason: Reason) {
+        for worker in self.live() {
+            if matches!(worker.owner, Owner::Interpreter(_)) {
+                self.end(&worker, reason);
+            }
+        }
     }
 
     /// Has this process, a worker, be home to others until it is ended.
@@ -216,12 +279,7 @@ impl Supervisor {
     /// Interrupted, when a signal arrived: call it again to go on waiting.
     pub fn shut_down(&self, in_subinterpreter: bool) -> Result<u64> {
         self.closing.store(true, Ordering::Release);
-        for worker in self.live() {
-            // A worker's own are ended by it, while it can; and with it in any case.
-            if matches!(worker.owner, Owner::Interpreter(_)) {
-                self.order(Command::Kill(worker.id, Reason::Shutdown));
-            }
-        }
+        self.end_all(Reason::Shutdown);
         self.await_all(in_subinterpreter)?;
         self.clerk.stop();
         // What that has made meanwhile for one that has ended is ended too.
@@ -231,8 +289,14 @@ impl Supervisor {
             // Its panic has been printed; nothing is left to do about it.
             let _ = handle.join();
         }
+        self.scheduler.stop();
         self.zygote.stop();
         self.clean.stop();
+        if let Some(control) = self.control.get() {
+            control.close();
+        }
+        tracing::debug!(target: events::SUPERVISOR, kind = "supervisor_end");
+        events::trace::close();
         Ok(lock(&self.counts).abandoned_now)
     }
 
@@ -283,11 +347,11 @@ impl Supervisor {
             let content = content.unwrap_or_else(Content::none);
             let sent = context::of_process().map_or(Ok(()), |patron| patron.send(&message, &content));
             if let Err(error) = sent {
-                log::line(format_args!("{error}"));
+                fault!("{error}");
             }
         });
         if let Err(error) = told {
-            log::line(format_args!("{error}"));
+            fault!("{error}");
         }
     }
 
@@ -317,6 +381,16 @@ impl Supervisor {
         lock(&self.quarantine).insert(worker.id, (worker, door));
     }
 
+    /// All workers that are known, unless the registry is locked for longer than that.
+    pub(super) fn workers_within(&self, bound: Duration) -> Option<Vec<Arc<Worker>>> {
+        lock_within(&self.workers, bound).map(|workers| workers.values().cloned().collect())
+    }
+
+    /// The numbers of the subinterpreters that could not be ended, as above.
+    pub(super) fn quarantined_within(&self, bound: Duration) -> Option<Vec<u64>> {
+        lock_within(&self.quarantine, bound).map(|quarantine| quarantine.keys().copied().collect())
+    }
+
     /// The subinterpreters that could not be ended and are still there, oldest first.
     pub fn quarantined(&self) -> Vec<Quarantined> {
         lock(&self.quarantine).values().cloned().collect()
@@ -343,6 +417,9 @@ impl Supervisor {
         counts.reclaimed += 1;
     }
 }
+
+/// How long pausing a worker may wait for the reactor.
+const PAUSE_BOUND: Duration = Duration::from_secs(30);
 
 /// What came of asking somebody else to start a worker.
 pub(super) enum Answer {

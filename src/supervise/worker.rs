@@ -1,7 +1,7 @@
 //! One worker as everybody sees it: what it is, its state, its end.
 
 use std::os::fd::OwnedFd;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -9,11 +9,13 @@ use serde_json::json;
 
 use super::exit::{Exit, Kind};
 use super::ladder::Ladder;
+use super::scheduler::policy::Terms;
 use crate::error::{Error, Result};
+use crate::interp::door::Door;
 use crate::spawn::parcel::Content;
 use crate::spawn::request::Backend;
 use crate::sys::event::{Event, Wait};
-use crate::sys::lock::lock;
+use crate::sys::lock::{lock, lock_within};
 use crate::sys::thread;
 
 /// Where a worker is in its life.
@@ -30,6 +32,19 @@ pub enum State {
     Killing,
     /// It is over.
     Ended,
+}
+
+impl State {
+    /// As Python calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Booting => "booting",
+            Self::Running => "running",
+            Self::Cancelling => "cancelling",
+            Self::Killing => "killing",
+            Self::Ended => "ended",
+        }
+    }
 }
 
 /// Whom a worker is for.
@@ -78,6 +93,10 @@ pub struct Worker {
     pub ladder: Ladder,
     /// Its time limit, in seconds.
     pub timeout: Option<f64>,
+    /// The way into its interpreter, if that is one of this process.
+    pub door: OnceLock<Arc<Door>>,
+    /// What a subinterpreter may have of its process's.
+    pub(super) terms: Terms,
     ended: Event,
     shared: Mutex<Shared>,
 }
@@ -92,6 +111,8 @@ struct Shared {
     /// Readable once the worker has ended; made when somebody asks for it.
     notify: Option<OwnedFd>,
     handles: usize,
+    /// Somebody wants it to stand still.
+    paused: bool,
 }
 
 /// What a worker process tells of one that it runs by itself.
@@ -114,12 +135,13 @@ pub(super) struct Parts {
     pub(super) parent: Option<u64>,
     pub(super) ladder: Ladder,
     pub(super) timeout: Option<f64>,
+    pub(super) terms: Terms,
     pub(super) collected: Option<(OwnedFd, OwnedFd)>,
 }
 
 impl Worker {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { id, name, target, backend, owner, parent, ladder, timeout, collected } = parts;
+        let Parts { id, name, target, backend, owner, parent, ladder, timeout, terms, collected } = parts;
         let shared = Shared {
             state: State::Booting,
             pid: None,
@@ -128,6 +150,7 @@ impl Worker {
             collected,
             notify: None,
             handles: 1,
+            paused: false,
         };
         Self {
             id,
@@ -139,6 +162,8 @@ impl Worker {
             created: Instant::now(),
             ladder,
             timeout,
+            door: OnceLock::new(),
+            terms,
             ended: Event::new(),
             shared: Mutex::new(shared),
         }
@@ -151,9 +176,10 @@ impl Worker {
     pub(super) fn told(id: u64, owner: Owner, parent: u64, told: Told) -> Result<Self> {
         let Told { name, target, backend, pid, ladder, .. } = told;
         let ladder = Ladder::custom(backend, &ladder)?;
-        let (parent, timeout, collected) = (Some(parent), None, None);
-        let worker =
-            Self::new(Parts { id, name, target, backend, owner, parent, ladder, timeout, collected });
+        // Its terms and its time are kept there.
+        let (parent, timeout, terms, collected) = (Some(parent), None, Terms::default(), None);
+        let parts = Parts { id, name, target, backend, owner, parent, ladder, timeout, terms, collected };
+        let worker = Self::new(parts);
         {
             let mut shared = lock(&worker.shared);
             shared.pid = pid;
@@ -173,6 +199,7 @@ impl Worker {
             "parent": self.parent,
             "pid": shared.pid,
             "state": shared.state,
+            "paused": shared.paused && shared.state != State::Ended,
             "ladder": self.ladder,
             "age": self.created.elapsed().as_secs_f64(),
         })
@@ -259,9 +286,23 @@ impl Worker {
         lock(&self.shared).state
     }
 
+    /// Whether somebody wants it to stand still.
+    pub(super) fn is_paused(&self) -> bool {
+        lock(&self.shared).paused
+    }
+
+    pub(super) fn set_paused(&self, paused: bool) {
+        lock(&self.shared).paused = paused;
+    }
+
     /// Its pid, for a process.
     pub fn pid(&self) -> Option<i32> {
         lock(&self.shared).pid
+    }
+
+    /// Its state and its pid, unless its record is locked for longer than that.
+    pub(super) fn seen_within(&self, bound: Duration) -> Option<(State, Option<i32>)> {
+        lock_within(&self.shared, bound).map(|shared| (shared.state, shared.pid))
     }
 
     pub(super) fn set_pid(&self, pid: i32) {

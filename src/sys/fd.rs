@@ -1,7 +1,8 @@
 //! Making fds that no child inherits, and taking inherited ones away in a forked child.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{DupFlags, Errno};
@@ -56,11 +57,93 @@ pub fn above_stdio(fd: OwnedFd) -> Result<OwnedFd> {
     if fd.as_raw_fd() > 2 { Ok(fd) } else { duplicate(fd) }
 }
 
+/// The standard streams that [`occupy_stdio`] has found closed.
+static OCCUPIED: [AtomicBool; 3] = [const { AtomicBool::new(false) }; 3];
+
+/// Whether a standard stream is closed as far as anybody else is concerned: it was, and nobody has put anything
+/// in its place.
+pub fn is_placeholder(number: RawFd) -> bool {
+    // SAFETY: named to ask what it is.
+    let stream = unsafe { BorrowedFd::borrow_raw(number) };
+    occupied(number).is_some_and(|occupied| occupied.load(Ordering::Relaxed)) && !is_inheritable(stream)
+}
+
+fn occupied(number: RawFd) -> Option<&'static AtomicBool> {
+    OCCUPIED.get(usize::try_from(number).ok()?)
+}
+
+/// Opens /dev/null, not inheritable, for the standard streams that are closed, as Rust's runtime does in its
+/// own programs: an interpreter that is being made would take any file with such a number for its stream.
+pub fn occupy_stdio() {
+    for number in 0..=2 {
+        // SAFETY: named to ask whether it is open.
+        let stream = unsafe { BorrowedFd::borrow_raw(number) };
+        if rustix::io::fcntl_getfd(stream) != Err(Errno::BADF) {
+            continue;
+        }
+        // Where that fails, the stream stays closed, and nothing depends on it.
+        if let Ok(null) = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+            && null.as_raw_fd() <= 2
+        {
+            // It is a standard stream now, which nobody owns.
+            if let Some(occupied) = occupied(null.into_raw_fd()) {
+                occupied.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Whether a new program would have it. What is not inheritable under the number of a standard stream is no
+/// stream: that was closed, and the number was given to whatever has been opened next.
+pub fn is_inheritable(fd: impl AsFd) -> bool {
+    rustix::io::fcntl_getfd(fd).is_ok_and(|flags| !flags.contains(rustix::io::FdFlags::CLOEXEC))
+}
+
+/// What a descriptor is open for, whatever its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+}
+
+impl Identity {
+    /// What a descriptor is open for; `None` where it is not open.
+    pub fn of(fd: impl AsFd) -> Option<Self> {
+        let found = rustix::fs::fstat(fd).ok()?;
+        Some(Self { device: found.st_dev, inode: found.st_ino })
+    }
+
+    /// A copy of a descriptor of this process that is open for the same, and for writing to it. stderr first.
+    pub fn find(&self) -> Option<OwnedFd> {
+        let others = super::procfs::open_fds().unwrap_or_default();
+        [2].into_iter().chain(others).find_map(|number| {
+            // Another thread may close it at any time, so only the copy is looked at.
+            let copy = duplicate_number(number).ok()?;
+            let writable = rustix::fs::fcntl_getfl(&copy).is_ok_and(|flags| {
+                flags.intersects(OFlags::WRONLY | OFlags::RDWR) && !flags.contains(OFlags::PATH)
+            });
+            (writable && Self::of(&copy) == Some(*self)).then_some(copy)
+        })
+    }
+}
+
 /// Closes all fds above 2. For a program that has just been started and has opened none itself.
 pub fn close_inherited() {
     // SAFETY: nobody in this process owns any of them yet, as the caller knows. It fails only on kernels
     // without the call, where what the host marked inheritable stays so.
     unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, 0u32) };
+}
+
+/// Whether the kernel, and what filters its calls, knows close_range(2).
+///
+/// # Errors
+/// ENOSYS, EPERM.
+pub fn probe_close_range() -> std::io::Result<()> {
+    // SAFETY: there is no descriptor of that number.
+    match unsafe { libc::syscall(libc::SYS_close_range, u32::MAX, u32::MAX, 0u32) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
 
 /// Has room made for a descriptor where there is none: the soft limit becomes the hard one, and fd 0 is
@@ -108,6 +191,26 @@ pub fn duplicate_number(number: RawFd) -> Result<OwnedFd> {
     // EBADF, never memory errors.
     let found = unsafe { BorrowedFd::borrow_raw(number) };
     duplicate(found)
+}
+
+/// Takes over a descriptor that Python code has been given by the kernel.
+///
+/// # Errors
+/// EBADF when there is no such fd.
+pub fn adopt(number: RawFd) -> Result<OwnedFd> {
+    if number < 0 {
+        return Err(Error::os("take over a descriptor", Errno::BADF));
+    }
+    // SAFETY: it has just been received there, in the only place that does, and no object there owns it. A number
+    // that is not open is only asked about.
+    let found = unsafe { OwnedFd::from_raw_fd(number) };
+    match rustix::io::fcntl_getfd(&found) {
+        Ok(_) => Ok(found),
+        Err(errno) => {
+            let _ = found.into_raw_fd();
+            Err(Error::os("take over a descriptor", errno))
+        }
+    }
 }
 
 /// A descriptor on which every read and write fails with EBADF, for [`neutralise_inherited`].

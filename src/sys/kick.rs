@@ -11,7 +11,6 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::lock::lock;
 use super::memory;
@@ -20,14 +19,6 @@ use super::memory;
 /// to block it, so that code that blocks "all" signals can still be reached.
 #[cfg(target_arch = "x86_64")]
 const SIGNAL: libc::c_int = 32;
-
-/// Calls whose result was rewritten, ever.
-static HITS: AtomicU64 = AtomicU64::new(0);
-
-/// How many calls have been made to return, ever.
-pub fn hits() -> u64 {
-    HITS.load(Ordering::Relaxed)
-}
 
 /// Why blocked calls can't be ended here, if they can't.
 pub fn support() -> Result<(), String> {
@@ -58,6 +49,13 @@ pub struct Blocked {
     first_argument: u64,
     stack: u64,
     instruction: u64,
+}
+
+impl Blocked {
+    /// What it waits at, if the call is one that waits at an address.
+    pub fn address(self) -> u64 {
+        self.first_argument
+    }
 }
 
 static INSTALLED: Mutex<Option<imp::Installed>> = Mutex::new(None);
@@ -137,6 +135,12 @@ impl Kicker {
         imp::send(thread, &nowhere, PARK);
     }
 
+    /// Interrupts whatever call the thread is blocked in, as any signal does.
+    pub fn interrupt(&self, thread: i32) {
+        let nowhere = Blocked { number: 0, first_argument: 0, stack: 0, instruction: 0 };
+        imp::send(thread, &nowhere, libc::EINTR);
+    }
+
     /// Leaves the handler installed for as long as the process lives.
     pub fn keep(self) {
         std::mem::forget(self);
@@ -193,9 +197,8 @@ pub fn look(thread: i32) -> Option<Blocked> {
 #[cfg(target_arch = "x86_64")]
 mod imp {
     use std::mem::MaybeUninit;
-    use std::sync::atomic::Ordering;
 
-    use super::{Blocked, HITS, PARK, SIGNAL};
+    use super::{Blocked, PARK, SIGNAL};
 
     /// Calls whose result 0 says that the time is up.
     pub(super) fn has_timeout(number: i64) -> bool {
@@ -398,7 +401,6 @@ mod imp {
                 && registers[result] == -i64::from(libc::EINTR)
             {
                 registers[result] = -i64::from(info.errno);
-                HITS.fetch_add(1, Ordering::Relaxed);
             }
         }
     }

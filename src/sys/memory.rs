@@ -1,7 +1,9 @@
-//! This process's own memory, looked at with care.
+//! The memory of this process and of others, looked at with care.
 
 use std::ffi::{c_int, c_void};
+use std::fs::File;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 /// Copies what is at `address`, through the kernel, which refuses what is not there. Whether all of it was.
 pub fn read(address: u64, into: &mut [u8]) -> bool {
@@ -10,6 +12,55 @@ pub fn read(address: u64, into: &mut [u8]) -> bool {
     // SAFETY: the kernel writes to `into`, at most as much as it holds, and checks the other address.
     let count = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
     usize::try_from(count) == Ok(into.len())
+}
+
+/// The memory of a process, read through the kernel: a bad address is refused, and never a crash.
+#[derive(Debug)]
+pub struct Memory {
+    /// Another process's. It is of that program for good: of what takes its place or number nothing is read.
+    other: Option<File>,
+}
+
+impl Memory {
+    /// This process's. It takes no descriptor.
+    pub const fn own() -> Self {
+        Self { other: None }
+    }
+
+    /// Another process's.
+    ///
+    /// # Errors
+    /// The operating system's: there is none, or it may not be looked into.
+    pub fn of(pid: i32) -> std::io::Result<Self> {
+        if pid == super::process::id() {
+            return Ok(Self::own());
+        }
+        File::open(format!("/proc/{pid}/mem")).map(|file| Self { other: Some(file) })
+    }
+
+    /// So many bytes from an address.
+    pub fn bytes<const N: usize>(&self, address: u64) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        self.read(address, &mut bytes).then_some(bytes)
+    }
+
+    /// A word of a structure.
+    pub fn word(&self, base: u64, offset: usize) -> Option<u64> {
+        self.bytes(base.checked_add(offset as u64)?).map(u64::from_ne_bytes)
+    }
+
+    /// A word that is no null pointer.
+    pub fn pointer(&self, base: u64, offset: usize) -> Option<u64> {
+        self.word(base, offset).filter(|address| *address != 0)
+    }
+
+    /// Copies what is at `address`. Whether all of it was there.
+    pub fn read(&self, address: u64, into: &mut [u8]) -> bool {
+        match &self.other {
+            None => read(address, into),
+            Some(file) => i64::try_from(address).is_ok() && file.read_exact_at(into, address).is_ok(),
+        }
+    }
 }
 
 /// From the first to the last address of the program or library that `address` lies in.

@@ -4,17 +4,24 @@
 //! `_exit`) is wrapped here once.
 #![allow(unsafe_code)] // the syscalls that rustix has no safe wrapper for
 
+pub mod cpu;
 pub mod event;
 pub mod fd;
 pub mod fork_local;
 pub mod kick;
+pub mod ledger;
 pub mod lock;
-pub mod log;
+pub mod look;
 pub mod memfile;
 pub mod memory;
 pub mod oom;
+pub mod presses;
 pub mod process;
 pub mod procfs;
+pub mod runtime_folder;
 pub mod signal;
+pub mod terminal;
 pub mod thread;
 pub mod tree;
+pub mod unix_socket;
+pub mod words;

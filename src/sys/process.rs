@@ -109,6 +109,8 @@ impl Child {
 
     /// Kills and reaps a child that nobody has use for. It waits for the kernel to carry that out.
     pub fn destroy(self) {
+        // While the number is its own for sure.
+        super::ledger::strike(self.pid());
         // Failing means that it is gone or reaped already.
         let _ = self.signal(Signal::KILL);
         let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
@@ -191,6 +193,19 @@ impl Orphans {
             // Failing: whoever started it has waited for it after all.
             let _ = child.try_wait();
         }
+    }
+}
+
+/// Whether the kernel, and what filters its calls, knows clone3(2).
+///
+/// # Errors
+/// ENOSYS, EPERM.
+pub fn probe_clone3() -> std::io::Result<()> {
+    // SAFETY: no arguments of no size: it is refused before anything is read or made.
+    unsafe { libc::syscall(libc::SYS_clone3, std::ptr::null::<libc::c_void>(), 0usize) };
+    match std::io::Error::last_os_error() {
+        error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Err(error),
+        _ => Ok(()),
     }
 }
 
@@ -314,6 +329,21 @@ pub fn set_umask(mask: u32) {
 }
 
 impl Child {
+    /// Raises the child's nice value by so many steps, or lowers it.
+    ///
+    /// # Errors
+    /// EPERM or EACCES, for what this process may not give.
+    pub fn be_nicer(&self, steps: i32) -> Result<()> {
+        let set = rustix::process::getpriority_process(Some(self.pid)).and_then(|nice| {
+            rustix::process::setpriority_process(Some(self.pid), (nice + steps).clamp(-20, 19))
+        });
+        set.map_err(|errno| {
+            let doing = "set the nice value of a worker; a process's priority above 1 takes the right to lower that \
+                         (CAP_SYS_NICE)";
+            Error::os(doing, errno)
+        })
+    }
+
     /// Gives the child these means, where it has others; `has` is what it has, if that is known.
     ///
     /// # Errors
@@ -358,6 +388,18 @@ pub fn exit_now(code: i32) -> ! {
 pub fn at_fork_in_child(handler: extern "C" fn()) -> std::io::Result<()> {
     // SAFETY: `handler` is a function of this library, which is never unloaded.
     match unsafe { libc::pthread_atfork(None, None, Some(handler)) } {
+        0 => Ok(()),
+        code => Err(std::io::Error::from_raw_os_error(code)),
+    }
+}
+
+/// Has `before` called before, and `after` after each fork(2) of this process, in it. It cannot be taken back.
+///
+/// # Errors
+/// ENOMEM.
+pub fn around_fork(before: extern "C" fn(), after: extern "C" fn()) -> std::io::Result<()> {
+    // SAFETY: both are functions of this library, which is never unloaded.
+    match unsafe { libc::pthread_atfork(Some(before), Some(after), None) } {
         0 => Ok(()),
         code => Err(std::io::Error::from_raw_os_error(code)),
     }

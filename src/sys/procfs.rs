@@ -1,8 +1,14 @@
-//! What /proc says of this process.
+//! What /proc says of this process, and of others.
 
 use std::os::fd::RawFd;
 
 use crate::error::{Error, Result};
+
+/// What the kernel calls a thread of this process.
+pub fn thread_name(thread: i32) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/self/task/{thread}/comm")).ok()?;
+    Some(name.trim_end().to_owned())
+}
 
 /// The fds that are open, but for the one used to look.
 ///
@@ -87,6 +93,87 @@ pub fn is_zombie(pid: i32) -> bool {
     state(&format!("/proc/{pid}/stat")).is_none_or(|state| matches!(state, 'Z' | 'X'))
 }
 
+/// What a `stat` file says of a process or thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// R, S, D, T, t, Z, X or I.
+    pub state: char,
+    /// The parent process.
+    pub parent: i32,
+    /// The time that it has run for, in clock ticks.
+    pub ticks: u64,
+    /// When it was started, in clock ticks since the boot.
+    pub start: u64,
+    /// Resident memory, in bytes.
+    pub resident: u64,
+}
+
+/// What there is to say of a process; `None` when there is none by that number.
+pub fn stat_of(pid: i32) -> Option<Stat> {
+    stat(&format!("/proc/{pid}/stat"))
+}
+
+/// The same for one thread of a process.
+pub fn stat_of_thread(pid: i32, thread: i32) -> Option<Stat> {
+    stat(&format!("/proc/{pid}/task/{thread}/stat"))
+}
+
+fn stat(path: &str) -> Option<Stat> {
+    use std::io::Read;
+    // Longer than any; one read, as this is asked for every process that is made.
+    let mut bytes = [0; 1024];
+    let count = std::fs::File::open(path).ok()?.read(&mut bytes).ok()?;
+    let text = std::str::from_utf8(&bytes[..count]).ok();
+    // The name, which may hold anything, is in parentheses.
+    let behind = match text {
+        Some(text) => text.rsplit_once(')')?.1,
+        None => std::str::from_utf8(bytes[..count].rsplit(|byte| *byte == b')').next()?).ok()?,
+    };
+    let fields: Vec<&str> = behind.split_whitespace().collect();
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        parent: fields.get(1)?.parse().ok()?,
+        ticks: number(11)? + number(12)?,
+        start: number(19)?,
+        resident: number(21)? * rustix::param::page_size() as u64,
+    })
+}
+
+/// Seconds since the boot, by the clock that processes' starts are told by.
+pub fn uptime() -> f64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
+}
+
+/// Which boot of this machine it is.
+pub fn boot_id() -> Option<String> {
+    Some(std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned())
+}
+
+/// The namespace that a process's ids are of.
+pub fn pid_namespace(pid: i32) -> Option<String> {
+    Some(std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok()?.to_string_lossy().into_owned())
+}
+
+/// The program that a process runs.
+pub fn executable(pid: i32) -> Option<String> {
+    Some(std::fs::read_link(format!("/proc/{pid}/exe")).ok()?.to_string_lossy().into_owned())
+}
+
+/// What a process was started with; empty when there is none by that number.
+pub fn arguments(pid: i32) -> Vec<String> {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = bytes.strip_suffix(b"\0").unwrap_or(&bytes).split(|byte| *byte == 0);
+    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+}
+
+/// Where in the kernel a thread waits; `None` when it does not, or that is not told.
+pub fn wait_channel(pid: i32, thread: i32) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/wchan")).ok()?;
+    Some(text).filter(|text| !matches!(text.as_str(), "" | "0"))
+}
+
 /// The state in a `stat` file: behind the name, which may hold anything.
 fn state(path: &str) -> Option<char> {
     let text = std::fs::read_to_string(path).ok()?;
@@ -159,7 +246,7 @@ pub fn confinement(pid: i32) -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn numbers(path: &str) -> Result<Vec<i32>> {
+pub(super) fn numbers(path: &str) -> Result<Vec<i32>> {
     let entries = std::fs::read_dir(path).map_err(|error| Error::os(format_args!("read `{path}`"), error))?;
     let mut found = Vec::new();
     for entry in entries {

@@ -82,12 +82,6 @@ fn full_set() -> libc::sigset_t {
     }
 }
 
-/// The signal that tells the main thread of a worker process that it has been cancelled. A real-time
-/// one, so that no program has a meaning for it; `_child` gives it a Python handler.
-pub fn cancel_signal() -> i32 {
-    libc::SIGRTMIN() + 12
-}
-
 /// Sends a signal to one thread of this process.
 ///
 /// # Errors

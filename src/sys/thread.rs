@@ -20,7 +20,8 @@ pub fn set_name(name: &str) {
 }
 
 /// Starts a thread of the supervisor: named, and deaf to signals, so that the kernel hands them to
-/// Python's threads.
+/// Python's threads. What it opens for a moment is never taken for a standard stream that is closed: by
+/// then none is.
 ///
 /// # Errors
 /// The operating system's, when no thread can be made (EAGAIN).
@@ -28,6 +29,7 @@ pub fn spawn_deaf<F>(name: &str, body: F) -> std::io::Result<JoinHandle<()>>
 where
     F: FnOnce() + Send + 'static,
 {
+    super::fd::occupy_stdio();
     // It has the mask from its first moment: the kernel may hand it a signal at any time.
     signal::with_all_blocked(|| spawn_named(name, body))
 }

@@ -27,6 +27,11 @@ impl Tree {
     /// Where /proc is not mounted nothing is found. A process that no descriptor is left for is killed at
     /// once.
     pub fn gather(&mut self, root: i32, deadline: Instant) {
+        self.collect(root, deadline, Signal::KILL);
+    }
+
+    /// As [`Tree::gather`]; whom no descriptor is left for is sent `otherwise`.
+    fn collect(&mut self, root: i32, deadline: Instant, otherwise: Signal) {
         let _room = Room::make();
         if root != process::id() {
             await_stop(root, deadline);
@@ -56,7 +61,14 @@ impl Tree {
                                 self.0.push(child);
                             }
                             // There is no room, or it has ended. What is below it comes to light when it is gone.
-                            _ => out_of_reach |= rustix::process::kill_process(pid, Signal::KILL).is_ok(),
+                            _ if otherwise == Signal::KILL => {
+                                out_of_reach |= rustix::process::kill_process(pid, otherwise).is_ok();
+                            }
+                            _ => {
+                                known.insert(number);
+                                // Failing: it has ended, or has become somebody else.
+                                let _ = rustix::process::kill_process(pid, otherwise);
+                            }
                         }
                     }
                 }
@@ -108,6 +120,18 @@ impl Tree {
     pub fn wait_until(&self, deadline: Instant) -> bool {
         self.0.iter().all(|kin| kin.wait_until(deadline))
     }
+}
+
+/// Stops everything below a process that was told to stop. Nobody is held or killed.
+pub fn hold_still(root: i32, deadline: Instant) {
+    Tree::default().collect(root, deadline, Signal::STOP);
+}
+
+/// Lets everything below a process that is stopped go on.
+pub fn go_on(root: i32, deadline: Instant) {
+    let mut tree = Tree::default();
+    tree.collect(root, deadline, Signal::CONT);
+    tree.go_on();
 }
 
 /// A descriptor that is kept for a look at /proc when there are no others.

@@ -266,6 +266,10 @@ pub enum Wish {
     },
     /// That it be asked to stop.
     Cancel,
+    /// That it stand still, with all that it has started.
+    Pause,
+    /// That it go on.
+    Resume,
     /// That it be ended.
     Kill {
         /// For this reason.
@@ -279,6 +283,8 @@ pub enum Wish {
 pub enum Why {
     /// It was told to.
     Killed,
+    /// What it was doing was cancelled, and has not ended.
+    Deaf,
     /// It is coming to its own end.
     Shutdown,
     /// The interpreter that wanted it has ended.
@@ -361,6 +367,21 @@ pub enum FromWorker {
         /// What it wants.
         wish: Wish,
     },
+}
+
+impl FromWorker {
+    /// What the target came to, in a word, if that is what it says.
+    pub fn outcome(&self) -> Option<&'static str> {
+        match self {
+            Self::Returned | Self::ReturnedInMemory => Some("returned"),
+            Self::Raised { .. } => Some("raised"),
+            Self::Exited { .. } => Some("exited"),
+            Self::Cancelled => Some("cancelled"),
+            Self::Started | Self::Refused | Self::Lodger { .. } | Self::Own { .. } | Self::About { .. } => {
+                None
+            }
+        }
+    }
 }
 
 /// Encodes a message up to its payload, which follows as it is.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-NAMES = ("kill", "share", "spawn")
+NAMES = ("calls", "ctrl-c", "fairness", "kill", "share", "spawn")
 
 
 def main(arguments: list[str]) -> int:
@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
     if arguments[0] not in NAMES:
         print(f"tractor-host bench: unknown measurement {arguments[0]!r}; there is {', '.join(NAMES)}")
         return 2
-    code: int = import_module(f"tractor_host.bench.{arguments[0]}").main(arguments[1:])
+    code: int = import_module(f"tractor_host.bench.{arguments[0].replace('-', '_')}").main(arguments[1:])
     return code
 
 

@@ -1,4 +1,4 @@
-"""What `bench share` sends, and has workers do. Workers import it, whoever started them."""
+"""What `bench share` and `bench calls` send, and have workers do. Workers import it, whoever started them."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ def there_and_back(block: Block) -> Block:
     """Takes a block, reads it, and gives it back."""
     block.read()
     return block
+
+
+def same(value: Any) -> Any:
+    """Takes anything, reads it if it is a block, and gives it back."""
+    return there_and_back(value) if isinstance(value, Block) else value
+
+
+async def same_in_loop(value: Any) -> Any:
+    """The same, in an event loop."""
+    return same(value)
 
 
 def over_pipe(pipe: Any) -> None:

@@ -17,12 +17,12 @@ use super::attach::Token;
 use super::call;
 use super::door::Door;
 use crate::error::Result;
+use crate::events::fault;
 use crate::ffi::offsets::{Offsets, ThreadIds};
 use crate::ffi::py;
 use crate::sys::event::Event;
 use crate::sys::kick::{self, Kicker};
 use crate::sys::lock::lock;
-use crate::sys::log;
 
 /// How hard a condemned interpreter is pressed. Each takes in those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
@@ -55,10 +55,7 @@ pub fn report_missing(token: Token<'_>) {
         if let Some((_, why)) = lacking.first() {
             let names: Vec<_> =
                 lacking.iter().map(|(force, _)| format!("`{force:?}`").to_lowercase()).collect();
-            log::line(format_args!(
-                "the kill ladder of subinterpreters lacks {} here: {why}",
-                names.join(", ")
-            ));
+            fault!("the kill ladder of subinterpreters lacks {} here: {why}", names.join(", "));
         }
     });
 }
@@ -86,7 +83,13 @@ impl Door {
 
     fn note(&self, force: Force) {
         let mut state = lock(&self.state);
+        let harder = state.pressed < Some(force);
         state.pressed = state.pressed.max(Some(force));
+        drop(state);
+        if harder {
+            // Who waits there can't end.
+            self.free(true);
+        }
     }
 
     /// How hard the interpreter has been pressed so far, or would have been, had the door been open.

@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::super::door::Door;
 use super::{Force, PERIOD};
+use crate::events::fault;
 use crate::sys::event::Event;
 use crate::sys::kick::Kicker;
 use crate::sys::lock::lock;
-use crate::sys::{log, thread};
+use crate::sys::thread;
 
 /// How hard an interpreter is pressed just now. Whoever decides raises it, one thread acts on it.
 #[derive(Debug, Default)]
@@ -26,7 +27,7 @@ impl Pressure {
         if !running {
             let (door, pressure) = (Arc::clone(door), Arc::clone(self));
             if let Err(error) = thread::spawn_deaf("th-ladder", move || pressure.keep_up(&door)) {
-                log::line(format_args!("no thread for a rung of the ladder: {error}"));
+                fault!("no thread for a rung of the ladder: {error}");
             }
         }
     }
@@ -54,7 +55,7 @@ impl Pressure {
                 Ok(false) if force == Force::Destroy => door.doom(kicker.as_mut()),
                 Ok(false) => {}
                 Err(error) => {
-                    log::line(format_args!("cannot interrupt a subinterpreter: {error}"));
+                    fault!("cannot interrupt a subinterpreter: {error}");
                     return;
                 }
             }

@@ -157,11 +157,12 @@ fn wait(door: &Arc<Door>, main: MainThread, audience: Audience) {
     } else if STIRRED.wait_through_signals(Some(pressed + TO_REACT)) {
         PRESSED_AGAIN.wait_through_signals(Some(pressed + TO_END));
     }
-    leave(door)
+    leave(door, KILLED)
 }
 
-/// Ends the process without waiting for the program.
-fn leave(door: &Arc<Door>) -> ! {
+/// Ends the process without waiting for the program. What that has written is flushed, if its interpreter,
+/// which is behind `door`, lets anybody in for that.
+pub fn leave(door: &Arc<Door>, code: i32) -> ! {
     let (visited, flushed) = (Arc::clone(door), Arc::new(Event::new()));
     let done = Arc::clone(&flushed);
     let flusher = thread::spawn_deaf("th-flush", move || {
@@ -171,7 +172,7 @@ fn leave(door: &Arc<Door>) -> ! {
     if flusher.is_ok() {
         flushed.wait_through_signals(Some(Instant::now() + TO_FLUSH));
     }
-    process::exit_now(KILLED)
+    process::exit_now(code)
 }
 
 /// Makes KeyboardInterrupt rise in the program's main thread.

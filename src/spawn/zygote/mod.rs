@@ -22,10 +22,11 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::events::fault;
 use crate::interp::subinterp::Gil;
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Means};
-use crate::sys::{fd, log, memfile, process, procfs, thread};
+use crate::sys::{fd, ledger, memfile, process, procfs, thread};
 use crate::wire::message::{self, FromZygote, PreloadFailure, ToZygote};
 use inbox::Inbox;
 use pool::{Blank, Order, Pool};
@@ -100,6 +101,7 @@ impl State {
     fn clean_up(&mut self) {
         let Some(Running { started, pool, .. }) = self.running.take() else { return };
         let zygote = started.child.pid();
+        tracing::debug!(target: crate::events::ZYGOTE, kind = "zygote_end", pid = zygote);
         started.child.destroy();
         drop(started.socket);
         pool.end();
@@ -110,7 +112,7 @@ impl State {
             if pid != zygote && !self.handed.contains(&pid) && is_unused(pid) {
                 match Child::adopt(pid) {
                     Ok(stray) => stray.destroy(),
-                    Err(error) => log::line(format_args!("{error}")),
+                    Err(error) => fault!("{error}"),
                 }
             }
         }
@@ -224,21 +226,38 @@ impl Zygote {
             )));
         }
         if state.running.as_ref().is_some_and(Running::has_ended) {
-            log::line(format_args!("the fork server has died; a new one is started"));
+            let pid = state.running.as_ref().map(|zygote| zygote.started.child.pid());
+            tracing::warn!(
+                target: crate::events::ZYGOTE,
+                kind = "zygote_lost",
+                pid,
+                "the fork server has died; a new one is started"
+            );
             state.clean_up();
         }
         if state.running.is_none() {
-            state.running = Some(Running::new(start()?));
+            let zygote = Running::new(start()?);
+            let pid = zygote.started.child.pid();
+            ledger::note(pid, ledger::FORK_SERVER, NAME);
+            tracing::info!(target: crate::events::ZYGOTE, kind = "zygote_start", pid);
+            state.running = Some(zygote);
         }
         let outcome = match state.running.as_mut() {
             Some(zygote) if !zygote.ready => zygote.await_ready().map(Some),
             _ => Ok(None),
         };
         match outcome {
-            Ok(Some(failures)) => *lock(&self.failures) = failures,
+            Ok(Some(failures)) => {
+                let pid = state.running.as_ref().map(|zygote| zygote.started.child.pid());
+                let not_imported = failures.len();
+                tracing::info!(target: crate::events::ZYGOTE, kind = "zygote_ready", pid, not_imported);
+                *lock(&self.failures) = failures;
+            }
             Ok(None) => {}
             Err(error) => {
                 if !error.is_interrupted() {
+                    // Whoever wants it is told why.
+                    tracing::info!(target: crate::events::ZYGOTE, kind = "zygote_lost", error = %error);
                     state.clean_up();
                 }
                 return Err(Refusal::Fork(error));
@@ -441,6 +460,7 @@ impl Running {
                 };
                 match child {
                     Ok(child) => {
+                        ledger::note(pid, ledger::BLANK, BLANK_NAME);
                         self.pool.keep(order.filled(child));
                         Ok(None)
                     }
@@ -479,6 +499,15 @@ impl Running {
             }
         }
     }
+}
+
+/// It has been lost in the middle of a spawn, and is started again.
+pub fn tell_lost(error: &Error) {
+    tracing::warn!(
+        target: crate::events::ZYGOTE,
+        kind = "zygote_lost",
+        "the fork server was lost and is started again: {error}"
+    );
 }
 
 /// The zygote's name, which its children have in their very first moments.

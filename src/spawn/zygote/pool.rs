@@ -9,9 +9,10 @@ use std::time::Instant;
 use rustix::process::Signal;
 
 use crate::error::Result;
+use crate::events::fault;
 use crate::interp::subinterp::Gil;
 use crate::sys::process::Child;
-use crate::sys::{fd, log, memfile};
+use crate::sys::{fd, memfile};
 
 /// The most that can be kept ready of a kind: so many orders fit into the zygote's socket.
 pub const MOST: usize = 64;
@@ -161,7 +162,7 @@ impl Pool {
     pub fn end(self) {
         for blank in &self.ready {
             if let Err(error) = blank.child.signal(Signal::KILL) {
-                log::line(format_args!("{error}"));
+                fault!("{error}");
             }
         }
         for blank in self.ready {

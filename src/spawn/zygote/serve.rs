@@ -9,6 +9,7 @@ use rustix::thread::Timespec;
 
 use super::inbox::{Inbox, Message};
 use crate::error::{Error, Result};
+use crate::events::fault;
 use crate::interp::attach::Token;
 use crate::interp::call;
 use crate::interp::fork::fork_sibling;
@@ -18,7 +19,7 @@ use crate::spawn::context;
 use crate::spawn::fork::BOOT_FAILED;
 use crate::spawn::request::path_of;
 use crate::sys::lock::lock;
-use crate::sys::{fd, log, process, procfs, signal, thread};
+use crate::sys::{fd, process, procfs, signal, thread};
 use crate::wire::message::{self, FromZygote, PreloadFailure, ToZygote};
 
 /// The zygote's end of its socket, from its first steps until it serves.
@@ -118,6 +119,7 @@ fn take_failures() -> Vec<PreloadFailure> {
 /// In the child: only what it was given is left open, and all is done that can be without a task.
 fn become_blank(fds: Vec<OwnedFd>, tomb: OwnedFd) {
     let host = HOST.load(Ordering::Relaxed);
+    crate::events::forget_in_child();
     process::die_with_parent(host);
     thread::set_name(super::BLANK_NAME);
     let outcome = (|| {
@@ -132,7 +134,7 @@ fn become_blank(fds: Vec<OwnedFd>, tomb: OwnedFd) {
         context::become_blank(channel, host)
     })();
     if let Err(error) = outcome {
-        log::line(format_args!("worker {} failed before it could say so: {error}", process::id()));
+        fault!("worker {} failed before it could say so: {error}", process::id());
         process::exit_now(BOOT_FAILED);
     }
 }

@@ -10,11 +10,12 @@ use rustix::process::Signal;
 
 use super::TREE_BOUND;
 use crate::error::{Error, Result};
+use crate::events::fault;
 use crate::spawn::parcel::Content;
 use crate::sys::fd::Arrived;
 use crate::sys::process::Child;
-use crate::sys::tree::Tree;
-use crate::sys::{fd, log, oom};
+use crate::sys::tree::{self, Tree};
+use crate::sys::{fd, oom};
 use crate::wire::frame::{Decoder, Frame};
 use crate::wire::message::{self, FromWorker, News, Outcome};
 
@@ -96,6 +97,18 @@ impl Process {
         }
     }
 
+    /// Stops it, and all that is below it; or lets them go on.
+    pub(super) fn hold_still(&self, still: bool) {
+        let deadline = Instant::now() + TREE_BOUND;
+        if still {
+            self.signal(Signal::STOP);
+            tree::hold_still(self.child.pid(), deadline);
+        } else {
+            tree::go_on(self.child.pid(), deadline);
+            self.signal(Signal::CONT);
+        }
+    }
+
     /// Has no more to do with its channel, which leaves the epoll by that.
     pub(super) fn hang_up(&mut self) {
         self.channel = None;
@@ -109,7 +122,7 @@ impl Process {
 
     pub(super) fn signal(&self, number: Signal) {
         if let Err(error) = self.child.signal(number) {
-            log::line(format_args!("{error}"));
+            fault!("{error}");
         }
     }
 

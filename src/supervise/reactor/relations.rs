@@ -13,12 +13,13 @@ use super::super::exit::{Exit, Kind, Seen};
 use super::super::ladder::{Reason, Rung};
 use super::super::supervisor::Answer;
 use super::super::worker::{Owner, State, Told};
-use super::{ANSWERING, Alarm, Entry, Introduction, Link, Reactor};
+use super::{ANSWERING, Alarm, Entry, Introduction, Link, Reactor, tell_of};
 use crate::error::Error;
+use crate::events::fault;
 use crate::spawn::context::{self, Letter};
 use crate::spawn::parcel::{self, Content};
 use crate::sys::event::Slot;
-use crate::sys::log;
+use crate::sys::ledger;
 use crate::wire::message::{FromWorker, News, Outcome, Parent, Report, ToWorker, Wish};
 
 impl Reactor {
@@ -59,9 +60,11 @@ impl Reactor {
                 self.supervisor.have_spawned((id, theirs), process.pid(), parent, order);
             }
             (Wish::Cancel, Some(found)) => self.cancel(found),
+            (Wish::Pause, Some(found)) => self.pause(found, true),
+            (Wish::Resume, Some(found)) => self.pause(found, false),
             (Wish::Kill { why }, Some(found)) => self.kill(found, why.into()),
             // It has ended meanwhile, or is still being made.
-            (Wish::Cancel, None) => {}
+            (Wish::Cancel | Wish::Pause | Wish::Resume, None) => {}
             (Wish::Kill { why }, None) => {
                 if let Some(withdrawn) = self.asked.get_mut(&(id, theirs)) {
                     *withdrawn = Some(why.into());
@@ -81,13 +84,14 @@ impl Reactor {
                     told.and_then(|told| self.supervisor.enter(owner, self.parent_in(keeper, parent), told));
                 match made {
                     Ok(worker) => self.watch(worker, Link::Kept),
-                    Err(error) => log::line(format_args!("worker {keeper} told of another: {error}")),
+                    Err(error) => fault!("worker {keeper} told of another: {error}"),
                 }
             }
             (Report::Started, Some(id)) => self.said(id, FromWorker::Started, Content::none(), Vec::new()),
             (Report::Ended { exit }, Some(id)) => {
                 let exit = serde_json::from_value(exit).unwrap_or_else(Exit::unreadable);
                 if let Some(entry) = self.entries.remove(&id) {
+                    entry.worker.pid().inspect(|pid| ledger::strike_gone(*pid));
                     self.settle(&entry.worker, exit, false);
                 }
             }
@@ -117,6 +121,7 @@ impl Reactor {
         let kept: Vec<u64> = self.entries.values().filter(kept).map(|entry| entry.worker.id).collect();
         for id in kept {
             if let Some(entry) = self.entries.remove(&id) {
+                entry.worker.pid().inspect(|pid| ledger::strike_gone(*pid));
                 let exit = Exit::unknown("the process that ran it has ended".into());
                 self.settle(&entry.worker, exit, false);
             }
@@ -173,6 +178,8 @@ impl Reactor {
             }
             ToWorker::Own { id, wish } => match wish {
                 Wish::Cancel => self.cancel(id),
+                Wish::Pause => self.pause(id, true),
+                Wish::Resume => self.pause(id, false),
                 Wish::Kill { why } => self.kill(id, why.into()),
                 Wish::Spawn { .. } => {}
             },
@@ -182,6 +189,8 @@ impl Reactor {
                 let Some(id) = found.map(|entry| entry.worker.id) else { return };
                 match wish {
                     Wish::Cancel => self.cancel(id),
+                    Wish::Pause => self.pause(id, true),
+                    Wish::Resume => self.pause(id, false),
                     Wish::Kill { why } => self.kill(id, why.into()),
                     Wish::Spawn { .. } => {}
                 }
@@ -199,6 +208,7 @@ impl Reactor {
         match news {
             News::Spawned { pid } => {
                 worker.set_pid(pid);
+                tell_of(&worker, None);
                 spawned(waiting);
                 if entry.seen.cancelled {
                     // It was asked before it could be told apart.
@@ -218,7 +228,7 @@ impl Reactor {
                 match Content::of_outcome(outcome, payload, fds.pop()) {
                     Ok(Some(content)) => worker.keep_outcome(content),
                     Ok(None) => {}
-                    Err(error) => log::line(format_args!("the result of worker `{}`: {error}", worker.name)),
+                    Err(error) => fault!("the result of worker `{}`: {error}", worker.name),
                 }
                 spawned(waiting);
                 self.entries.remove(&id);
@@ -316,6 +326,7 @@ impl Reactor {
         if entry.seen.rung.is_none() || reason == Reason::OwnerDied {
             entry.seen.rung = Some((Rung::Sigkill, reason));
             entry.worker.advance(State::Killing);
+            tell!(INFO, LADDER, "kill", entry.worker, reason = %reason);
             self.alarms.insert((now + entry.worker.ladder.bound() + ANSWERING, id, Alarm::Unanswered));
             self.tell(landlord, &ToWorker::Lodger { id, wish: Wish::Kill { why: reason.into() } }, None);
         }
@@ -368,6 +379,6 @@ pub(super) fn ask_for(id: u64, wish: Wish) {
         None => Err(Error::state("this process is no worker any more")),
     };
     if let Err(error) = sent {
-        log::line(format_args!("{error}"));
+        fault!("{error}");
     }
 }

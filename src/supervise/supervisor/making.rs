@@ -13,10 +13,11 @@ use super::super::clerk::{Surroundings, host_stream, is_as_free};
 use super::super::exit::Exit;
 use super::super::ladder::{Ladder, Reason};
 use super::super::reactor::{Command, Introduction, Link, Process};
+use super::super::scheduler::policy::Terms;
 use super::super::worker::{Owner, Parts, Worker};
 use super::{Answer, Supervisor};
 use crate::error::{Error, Result};
-use crate::interp::door::Door;
+use crate::interp::subinterp::Gil;
 use crate::spawn::context::{self, Context};
 use crate::spawn::fork::{self, Luggage};
 use crate::spawn::parcel::{self, Content, Parcel};
@@ -27,7 +28,7 @@ use crate::spawn::{Reports, exec, subint};
 use crate::sys::event::{Slot, Wait};
 use crate::sys::lock::lock;
 use crate::sys::process::{self, Child};
-use crate::sys::{fd, log, memfile};
+use crate::sys::{fd, memfile};
 use crate::wire::message::{self, Contract, FromWorker, Role, ToWorker, Wish};
 
 /// How long a spawn may wait for the main interpreter's GIL, or for the reactor.
@@ -92,13 +93,43 @@ impl Supervisor {
         made.map(|worker| self.release(worker.id))
     }
 
+    /// Makes a worker, and tells of it where there is none.
     fn make(
+        self: &Arc<Self>,
+        owner: Owner,
+        parent: Option<u64>,
+        given: Given,
+        request: Request,
+        parcel: Parcel,
+    ) -> Result<Arc<Worker>> {
+        let (target, backend) = (request.target.clone(), request.backend.name());
+        let mut number = None;
+        let made = self.make_numbered(owner, parent, given, request, parcel, &mut number);
+        // An interrupted call is made again.
+        if let Err(error) = &made
+            && !error.is_interrupted()
+        {
+            tracing::info!(
+                target: crate::events::WORKER,
+                kind = "refusal",
+                worker = number,
+                backend,
+                target = target.as_str(),
+                "there is no worker for {target}: {error}"
+            );
+        }
+        made
+    }
+
+    /// Makes a worker. It has the `number` then, also if it comes to nothing.
+    fn make_numbered(
         self: &Arc<Self>,
         owner: Owner,
         parent: Option<u64>,
         given: Given,
         mut request: Request,
         parcel: Parcel,
+        number: &mut Option<u64>,
     ) -> Result<Arc<Worker>> {
         request.check()?;
         let mut ladder = match &request.ladder {
@@ -127,7 +158,7 @@ impl Supervisor {
         if request.gil == GilPolicy::Auto && lock(&self.memory).needs_shared_gil.contains(&request.target) {
             request.gil = GilPolicy::Shared;
         }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = *number.insert(self.next_id.fetch_add(1, Ordering::Relaxed));
         let name = request.name.clone().unwrap_or_else(|| format!("{}-{id}", short(&request.target)));
         let (mut streams, surroundings) = match given {
             Given::Nothing => (Streams::open(&request.stdio)?, None),
@@ -143,6 +174,12 @@ impl Supervisor {
             parent,
             ladder,
             timeout: request.timeout,
+            terms: Terms {
+                weight: request.priority,
+                quota: request.cpu_quota,
+                shares_gil: request.gil.plan().0 == Gil::Shared,
+                leftovers: false,
+            },
             collected: streams.as_mut().and_then(|streams| streams.collected.take()),
         }));
         lock(&self.workers).insert(id, Arc::clone(&worker));
@@ -199,7 +236,7 @@ impl Supervisor {
         streams: Option<Streams>,
         parcel: Parcel,
     ) -> Result<()> {
-        let door = Arc::new(Door::new());
+        let door = Arc::clone(worker.door.get_or_init(Arc::default));
         let sys_path = path_of(&request.spec)?;
         // Known to the reactor before the runner can say a word.
         self.order(Command::Watch(Arc::clone(worker), Link::Subint(Arc::clone(&door))));
@@ -253,7 +290,9 @@ impl Supervisor {
             tomb: fd::above_stdio(fd::tomb()?)?,
             cwd: cwd.map(|cwd| std::ffi::OsString::from_vec(cwd).into()),
         };
-        let child = fork::spawn(&self.clean, luggage, Instant::now() + SPAWN_BOUND)?;
+        let priority = request.priority;
+        let settle = Box::new(move |child| favour(child, priority));
+        let child = fork::spawn(&self.clean, luggage, settle, Instant::now() + SPAWN_BOUND)?;
         self.watch(worker, Process::new(child, ours, kept_log));
         Ok(())
     }
@@ -273,7 +312,8 @@ impl Supervisor {
         let child = self.start_process(move || {
             exec::spawn(&request.command, request.env.as_deref(), theirs, stdout, log)
         })?;
-        let process = Process::new(surroundings.apply_to(child)?, ours, kept_log);
+        let child = favour(surroundings.apply_to(child)?, request.priority)?;
+        let process = Process::new(child, ours, kept_log);
         self.watch_fresh(worker, process, task);
         Ok(())
     }
@@ -296,13 +336,14 @@ impl Supervisor {
             match self.zygote.take(interpreter, start) {
                 Ok(blank) => break blank,
                 Err(Refusal::Lost(error)) if again => {
-                    log::line(format_args!("the fork server was lost and is started again: {error}"));
+                    zygote::tell_lost(&error);
                     again = false;
                 }
                 Err(Refusal::Lost(error) | Refusal::Fork(error)) => return Err(error),
             }
         };
-        let process = Process::new(surroundings.apply_to(blank.child)?, blank.channel, blank.boot_log);
+        let child = favour(surroundings.apply_to(blank.child)?, request.priority)?;
+        let process = Process::new(child, blank.channel, blank.boot_log);
         self.watch_fresh(worker, process, task);
         // How many to keep is the program's affair, and not that of its workers.
         if !matches!(worker.owner, Owner::Worker { .. }) {
@@ -372,9 +413,11 @@ impl Supervisor {
             parent: None,
             ladder: Ladder::new(Backend::Forkserver, Duration::ZERO, Duration::ZERO),
             timeout: None,
+            terms: Terms::default(),
             collected: None,
         }));
-        let mut request = Request { backend: Backend::Forkserver, ..request.clone() };
+        // Priorities count inside it.
+        let mut request = Request { backend: Backend::Forkserver, priority: 1.0, ..request.clone() };
         set_wall(&mut request.spec, "house");
         self.spawn_forkserver(&landlord, &request, surroundings, &Parcel::new(Content::none(), Vec::new()))?;
         Ok(landlord)
@@ -560,6 +603,7 @@ impl Reports for RunnerReports {
 
     fn refused_own_gil(&self) {
         self.supervisor.needs_shared_gil(&self.worker.target);
+        self.supervisor.scheduler.shares_gil(self.worker.id);
     }
 
     fn over(&self) {
@@ -616,6 +660,28 @@ fn contract(worker: &Worker, umask: Option<u32>) -> Contract {
         parent: process::id(),
         umask,
         apart: worker.backend.is_process() && worker.backend.is_subinterpreter(),
+    }
+}
+
+/// Gives a new process the nice value that comes nearest to its priority: a step of that is a weight of 1.25 to 1.
+///
+/// # Errors
+/// EPERM or EACCES, where that takes a right that this process lacks. The child is ended then.
+fn favour(child: Child, priority: f64) -> Result<Child> {
+    let steps = -(priority.ln() / 1.25_f64.ln()).round();
+    if steps == 0.0 {
+        return Ok(child);
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a priority is within bounds, which give some 20 steps"
+    )]
+    match child.be_nicer(steps as i32) {
+        Ok(()) => Ok(child),
+        Err(error) => {
+            child.destroy();
+            Err(error)
+        }
     }
 }
 

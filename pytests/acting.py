@@ -1,0 +1,258 @@
+"""What the actors of the tests do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+import anyio
+
+import tractor_host as th
+
+
+async def add(a: float, b: float) -> float:
+    await anyio.lowlevel.checkpoint()
+    return a + b
+
+
+def multiply(a: int, b: int) -> int:
+    return a * b
+
+
+async def who() -> th.Actor:
+    return th.current_actor()
+
+
+def who_in_sync() -> th.Actor:
+    return th.current_actor()
+
+
+async def fail(text: str = "on purpose") -> NoReturn:
+    raise ValueError(text)
+
+
+def fail_in_sync(text: str = "on purpose") -> NoReturn:
+    raise ValueError(text)
+
+
+async def exit_with(code: int) -> NoReturn:
+    sys.exit(code)
+
+
+async def sleep_forever() -> NoReturn:
+    await anyio.sleep_forever()
+    raise AssertionError("it went on")
+
+
+async def tell_and_sleep(path: str) -> None:
+    """Says in a file that it runs, and later that it was cancelled."""
+    with open(path, "w") as file:
+        file.write("running")
+    try:
+        await anyio.sleep_forever()
+    finally:
+        with open(path, "a") as file:
+            file.write(" cancelled")
+
+
+async def note(path: str, word: str) -> None:
+    """Adds a word to a file when it is cancelled."""
+    try:
+        await anyio.sleep_forever()
+    finally:
+        with open(path, "a") as file:
+            file.write(word + "\n")
+
+
+def until_told() -> NoReturn:
+    while True:
+        th.check_cancelled()
+        time.sleep(0.001)
+
+
+def until_told_but(path: str) -> None:
+    """Says in a file whether it was told to stop."""
+    try:
+        until_told()
+    except th.Cancelled:
+        with open(path, "w") as file:
+            file.write("told")
+        raise
+
+
+async def wait_for_what_was_cancelled() -> NoReturn:
+    import asyncio
+
+    future = asyncio.get_running_loop().create_future()
+    future.cancel()
+    await future
+    raise AssertionError("it went on")
+
+
+def until_late() -> NoReturn:
+    """Looks at the clock before its loop does."""
+    while True:
+        th.check_cancelled()
+
+
+async def does_not_listen() -> NoReturn:
+    with anyio.CancelScope(shield=True):
+        await anyio.sleep_forever()
+    raise AssertionError("it went on")
+
+
+async def blocks() -> NoReturn:
+    while True:
+        try:
+            time.sleep(3600)
+        except BaseException:
+            continue
+
+
+async def left() -> float:
+    """Seconds until its deadline."""
+    return anyio.current_effective_deadline() - anyio.current_time()
+
+
+def crash() -> NoReturn:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(3600)
+    raise AssertionError("it went on")
+
+
+def _count_run(path: str) -> int:
+    """Marks one more run in a file; how many there have been."""
+    with open(path, "a+") as file:
+        file.write("x")
+        file.seek(0)
+        return len(file.read())
+
+
+async def crash_later(path: str, times: int) -> int:
+    """Dies the first so many times; returns how often it was run."""
+    count = _count_run(path)
+    if count <= times:
+        os._exit(7)
+    return count
+
+
+async def fail_first(path: str, times: int) -> int:
+    count = _count_run(path)
+    if count <= times:
+        raise ValueError(f"time {count}")
+    return count
+
+
+class DoesNotPickle:
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("not me")
+
+
+class DoesNotUnpickle:
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+async def give(what: str) -> object:
+    return {"pickle": DoesNotPickle, "unpickle": DoesNotUnpickle}[what]()
+
+
+async def size_of(data: bytes) -> int:
+    return len(data)
+
+
+async def large(count: int) -> bytes:
+    return b"x" * count
+
+
+def thread_of() -> str:
+    return threading.current_thread().name
+
+
+def log(text: str) -> None:
+    try:
+        raise ValueError("inner")
+    except ValueError:
+        logging.getLogger("acting.some").warning("said %s", text, exc_info=True)
+    logging.getLogger("acting").debug("not this")
+
+
+# -- streams -----------------------------------------------------------------------------------------------
+
+
+async def count(limit: int) -> AsyncIterator[int]:
+    for number in range(limit):
+        yield number
+
+
+async def count_and_fail(limit: int) -> AsyncIterator[int]:
+    for number in range(limit):
+        yield number
+    raise ValueError("after the last one")
+
+
+async def count_and_tell(path: str) -> AsyncIterator[int]:
+    number = 0
+    try:
+        while True:
+            yield number
+            number += 1
+    finally:
+        with open(path, "w") as file:
+            file.write("closed")
+
+
+async def double(stream: th.Stream) -> str:
+    async for item in stream:
+        await stream.send(2 * item)
+    return "all doubled"
+
+
+async def add_up(stream: th.Stream) -> float:
+    return sum([item async for item in stream])
+
+
+async def talk(stream: th.Stream) -> None:
+    """To whoever does not listen any more."""
+    while True:
+        await stream.send("word")
+
+
+async def do_not_read(stream: th.Stream) -> None:
+    await anyio.sleep_forever()
+
+
+async def read_slowly(stream: th.Stream, go: str) -> int:
+    """Reads nothing before there is such a file."""
+    while not os.path.exists(go):
+        await anyio.sleep(0.005)
+    return len([item async for item in stream])
+
+
+# -- trees -------------------------------------------------------------------------------------------------
+
+
+async def tree(backends: list[str], breadth: int, fault: str | None, base: str = "0") -> int:
+    """An actor of each level starts `breadth` of the next one; the leaves do as `fault` says. How many there are."""
+    if not backends:
+        if fault == "raise":
+            raise ValueError(f"leaf {base}")
+        if fault == "sleep":
+            await anyio.sleep_forever()
+        if fault == "shield":
+            await does_not_listen()
+        return 1
+    async with th.open_nursery(backends[0]) as nursery:
+        portals = [
+            await nursery.using(name=f"n{index}").run_in_actor(
+                tree, backends[1:], breadth, fault, f"{base}.{index}"
+            )
+            for index in range(breadth)
+        ]
+        return 1 + sum([await portal.result() for portal in portals])

@@ -1,0 +1,666 @@
+"""`tractor_host.Executor`: what `concurrent.futures` promises, and that nothing a task does reaches further."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import functools
+import gc
+import operator
+import os
+import pickle
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, wait
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import targets
+import tractor_host as th
+from conftest import Program
+from helpers import PATIENCE, importable, until
+from tractor_host.executor import RemoteTraceback
+
+
+def running(future: concurrent.futures.Future[Any], pool: th.Executor) -> th.Worker:
+    """The worker that has been sent this task."""
+    slots = pool._pool._slots
+
+    def found() -> th.Worker | None:
+        its = (slot.worker for slot in list(slots.values()) if slot.task and slot.task.future is future)
+        return next(its, None)
+
+    worker: th.Worker = until(found, "its worker")
+    assert future.running()
+    return worker
+
+
+# -- calls ---------------------------------------------------------------------------------------------------
+
+
+def test_calls_are_carried_out(backend: str) -> None:
+    with th.Executor(2, backend) as pool:
+        assert pool.submit(divmod, 7, 2).result(PATIENCE) == (3, 1)
+        assert pool.submit(targets.echo, 1, self=2, fn=3).result(PATIENCE) == ((1,), {"self": 2, "fn": 3})
+        assert list(pool.map(operator.add, range(20), range(20), timeout=PATIENCE)) == list(range(0, 40, 2))
+        assert list(pool.map(abs, range(-5, 5), chunksize=3)) == list(map(abs, range(-5, 5)))
+        assert list(pool.map(str, range(5), buffersize=2)) == list("01234")
+        assert len(pool.workers()) <= 2
+    assert pool.workers() == []
+
+
+def test_workers_are_started_when_they_are_needed_and_used_again() -> None:
+    with th.Executor(3) as pool:
+        assert pool.workers() == []
+        pids = {pool.submit(os.getpid).result(PATIENCE) for _ in range(10)}
+        assert pids == {worker.pid for worker in pool.workers()}
+        assert len(pids) == 1
+        # As many at a time as may be, and no more.
+        list(pool.map(time.sleep, [0.01] * 30))
+        assert len(pool.workers()) == 3
+
+
+def test_what_a_task_raises_is_raised_with_where_it_did(backend: str) -> None:
+    with th.Executor(1, backend) as pool:
+        future = pool.submit(targets.raise_with_notes)
+        with pytest.raises(ValueError, match="noted") as caught:
+            future.result(PATIENCE)
+        assert caught.value.__notes__ == ["first note", "second note"]
+        assert isinstance(caught.value.__cause__, RemoteTraceback)
+        assert "in raise_with_notes" in str(caught.value.__cause__)
+        # A cause of its own stays.
+        error = pool.submit(targets.raise_from_cause).exception(PATIENCE)
+        assert error is not None
+        assert type(error.__cause__) is KeyError
+        assert "in raise_from_cause" in error.__notes__[-1]
+        for target, kind in (
+            (targets.sys_exit, SystemExit),
+            (targets.raise_keyboard_interrupt, KeyboardInterrupt),
+        ):
+            args = (3,) if kind is SystemExit else ()
+            assert type(pool.submit(target, *args).exception(PATIENCE)) is kind
+        assert pool.submit(targets.add, 1, 2).result(PATIENCE) == 3
+        assert len(pool.workers()) == 1
+
+
+def test_what_can_not_be_sent_is_told_and_the_worker_goes_on(backend: str) -> None:
+    with th.Executor(1, backend) as pool:
+        pool.submit(targets.nothing).result(PATIENCE)
+        (worker,) = pool.workers()
+        error = pool.submit(targets.give, threading.Lock()).exception(PATIENCE)
+        assert isinstance(error, TypeError)
+        assert error.__notes__[-1].startswith("argument 1 of type lock cannot be pickled")
+        error = pool.submit(targets.unpicklable).exception(PATIENCE)
+        assert error is not None
+        assert "cannot be pickled" in error.__notes__[-1]
+        # There, and here.
+        for call in (functools.partial(targets.give, targets.grenade()), targets.grenade):
+            error = pool.submit(call).exception(PATIENCE)
+            assert type(error) is ValueError
+            assert any("unpickled" in note for note in error.__notes__)
+        error = pool.submit(targets.grenade, "SystemExit").exception(PATIENCE)
+        assert isinstance(error, RuntimeError)
+        with pytest.raises(AttributeError):
+            pool.submit(_MovedAway()).result(PATIENCE)
+        assert pool.submit(targets.add, 1, 2).result(PATIENCE) == 3
+        assert [one.id for one in pool.workers()] == [worker.id]
+
+
+class _MovedAway:
+    def __call__(self) -> None: ...
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (os, "no_such_function")
+
+
+@pytest.mark.parametrize("size", [10, 1 << 16, (1 << 20) + 1, 30 << 20])
+def test_large_values_go_both_ways(backend: str, size: int) -> None:
+    with th.Executor(2, backend) as pool:
+        data = os.urandom(1 << 10) * (size // (1 << 10) + 1)
+        assert pool.submit(targets.give, data).result(PATIENCE) == data
+        view = pool.submit(targets.give, memoryview(bytearray(data))).result(PATIENCE)
+        assert view == data
+        view[0] ^= 1
+        del view
+        assert list(pool.map(len, [data] * 5)) == [len(data)] * 5
+
+
+def test_descriptors_and_shared_objects_can_be_passed(backend: str) -> None:
+    ours, theirs = socket.socketpair()
+    shared = th.share(memoryview(b"x" * 200_000))
+    with th.Executor(1, backend) as pool, ours:
+        with theirs:
+            assert pool.submit(targets.send_over, theirs, b"socket").result(PATIENCE) is None
+            assert ours.recv(10) == b"socket"
+            assert pool.submit(targets.send_over, th.Fd(theirs), b"fd").result(PATIENCE) is None
+        # Whoever had it has let go of it.
+        assert ours.recv(10) == b"fd"
+        assert ours.recv(10) == b""
+        for _ in range(3):
+            assert pool.submit(targets.size_of_shared, shared).result(PATIENCE) == 200_000
+        with pytest.raises(ValueError, match="250 descriptors"):
+            pool.submit(targets.nothing, *[th.Fd(1) for _ in range(251)]).result(PATIENCE)
+        assert pool.submit(targets.add, 1, 2).result(PATIENCE) == 3
+
+
+MAIN = """
+    import os, sys
+    import tractor_host as th
+
+    def double(x):
+        return 2 * x
+
+    class Point:
+        def __init__(self, x):
+            self.x = x
+
+    def move(point):
+        return Point(point.x + 1)
+
+    if __name__ == "__main__":
+        with th.Executor(2, sys.argv[1]) as pool:
+            print(pool.submit(double, 2).result(30), list(pool.map(double, [1, 2])))
+            print(pool.submit(move, Point(1)).result(30).x)
+            factor = 3
+            print(pool.submit(lambda x: factor * x, 2).result(30))
+            print(list(pool.map(lambda x: factor * x, range(4), chunksize=2)))
+"""
+
+
+def test_functions_of_main_and_closures(backend: str, program: Callable[..., Program]) -> None:
+    pytest.importorskip("cloudpickle", reason="for closures")
+    found = program(MAIN).run(backend)
+    assert (found.stdout, found.stderr) == ("4 [2, 4]\n2\n6\n[0, 3, 6, 9]\n", "")
+
+
+def test_closures_without_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cloudpickle", None)
+    with th.Executor(1) as pool, pytest.raises((pickle.PicklingError, AttributeError)) as caught:
+        pool.submit(lambda: 1).result(PATIENCE)
+    assert "use a function that can be imported by its name" in caught.value.__notes__[-1]
+
+
+def test_many_threads_submit_at_once(backend: str) -> None:
+    found: dict[int, list[int]] = {}
+
+    def submit(number: int) -> None:
+        futures = [pool.submit(divmod, number, index) for index in range(1, 51)]
+        found[number] = [future.result(PATIENCE)[0] for future in futures]
+
+    with th.Executor(3, backend) as pool:
+        threads = [threading.Thread(target=submit, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert found == {number: [number // index for index in range(1, 51)] for number in range(8)}
+
+
+def test_callbacks_may_submit() -> None:
+    last: list[int] = []
+    over = threading.Event()
+
+    def again(future: concurrent.futures.Future[int]) -> None:
+        if (value := future.result()) < 50:
+            pool.submit(targets.add, value, 1).add_done_callback(again)
+        else:
+            last.append(value)
+            over.set()
+
+    with th.Executor(1) as pool:
+        pool.submit(targets.add, 0, 1).add_done_callback(again)
+        assert over.wait(PATIENCE)
+    assert last == [50]
+
+
+# -- what goes wrong -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "told"),
+    [
+        (targets.exit_now, (3,), "exit code 3"),
+        (targets.kill_itself, (signal.SIGKILL,), "SIGKILL"),
+        (targets.segfault, (), "SIGSEGV"),
+        (targets.write_garbage, (), None),
+        (targets.close_all_fds, (False,), None),
+    ],
+)
+def test_a_death_fails_one_future(process_backend: str, target: Any, args: Any, told: str | None) -> None:
+    with th.Executor(2, process_backend, stdio="null") as pool:
+        other = pool.submit(time.sleep, 0.3)
+        until(other.running)
+        dies = pool.submit(target, *args)
+        waits = [pool.submit(targets.add, number, 1) for number in range(10)]
+        error = dies.exception(PATIENCE)
+        assert isinstance(error, th.WorkerError), error
+        assert told is None or told in str(error)
+        assert error.__notes__[0] == f"It was carrying out targets:{target.__name__}."
+        assert [future.result(PATIENCE) for future in waits] == list(range(1, 11))
+        assert other.result(PATIENCE) is None
+
+
+@pytest.mark.parametrize("target", [targets.sleep, targets.sleep_and_swallow], ids=["asleep", "deaf"])
+def test_a_ctrl_c_that_leaves_the_block_ends_its_tasks(backend: str, target: Any) -> None:
+    begun = time.monotonic()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        th.Executor(1, backend, cancel_timeout=0.3, stdio="null") as pool,
+    ):
+        assert pool.submit(abs, -1).result() == 1
+        runs, waits = pool.submit(target), pool.submit(abs, -1)
+        raise KeyboardInterrupt
+    assert time.monotonic() - begun < 10
+    assert isinstance(runs.exception(0), th.WorkerKilled)
+    assert waits.cancelled()
+    assert th.workers() == []
+
+
+def test_a_worker_that_lets_go_of_its_socket_is_ended() -> None:
+    with th.Executor(1) as pool:
+        begun = time.monotonic()
+        error = pool.submit(targets.close_calls_and_sleep).exception(PATIENCE)
+        assert isinstance(error, th.WorkerError)
+        assert time.monotonic() - begun < 15
+        assert pool.submit(targets.add, 1, 2).result(PATIENCE) == 3
+
+
+def test_a_worker_that_dies_while_it_waits_takes_no_task_along(process_backend: str) -> None:
+    with th.Executor(1, process_backend) as pool:
+        pid = pool.submit(os.getpid).result(PATIENCE)
+        # It is sent one while it can't read.
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        future = pool.submit(os.getpid)
+        assert future.running()
+        os.kill(pid, signal.SIGKILL)
+        assert future.result(PATIENCE) != pid
+
+
+@pytest.mark.parametrize("stuck", [targets.spin, targets.sleep, targets.spin_and_swallow, targets.resist])
+def test_a_running_task_can_be_cancelled(backend: str, stuck: Any) -> None:
+    with th.Executor(2, backend, cancel_timeout=0.1) as pool:
+        future = pool.submit(stuck)
+        worker = running(future, pool)
+        other = pool.submit(targets.return_after, 0.2, "other")
+        called: list[bool] = []
+        future.add_done_callback(lambda one: called.append(one.cancelled()))
+        assert future.cancel()
+        assert future.cancelled()
+        assert called == [True]
+        with pytest.raises(CancelledError):
+            future.result(0)
+        # Who waits for several is told when the worker is gone.
+        assert wait([future], timeout=PATIENCE).done == {future}
+        assert worker.exit is not None
+        assert other.result(PATIENCE) == "other"
+        assert list(pool.map(abs, range(5))) == list(range(5))
+        assert not other.cancel()
+
+
+def test_tasks_that_wait_can_be_cancelled() -> None:
+    with th.Executor(1) as pool:
+        first = pool.submit(targets.sleep)
+        running(first, pool)
+        futures = [pool.submit(targets.add, number, 1) for number in range(5)]
+        assert [future.cancel() for future in futures[::2]] == [True] * 3
+        assert first.cancel()
+        assert [future.result(PATIENCE) for future in futures[1::2]] == [2, 4]
+        assert all(future.cancelled() for future in futures[::2])
+
+
+def test_cancelling_at_any_moment_loses_nothing(backend: str) -> None:
+    with th.Executor(2, backend, cancel_timeout=0.05) as pool:
+        for delay in range(12):
+            future = pool.submit(targets.return_after, 0.01, "value")
+            deadline = time.perf_counter() + delay * 0.002
+            while time.perf_counter() < deadline:
+                pass
+            if future.cancel():
+                assert future.cancelled()
+                with pytest.raises(CancelledError):
+                    future.result(0)
+                assert wait([future], PATIENCE).done
+            else:
+                assert future.result(PATIENCE) == "value"
+        assert pool.submit(targets.add, 1, 2).result(PATIENCE) == 3
+        assert len(pool.workers()) <= 4
+
+
+def test_a_task_that_takes_too_long(backend: str) -> None:
+    with th.Executor(1, backend, task_timeout=0.3, cancel_timeout=0.1) as pool:
+        late = pool.submit(targets.spin_and_swallow)
+        # Its time begins when it does.
+        patient = pool.with_timeout(PATIENCE).submit(targets.return_after, 0.5, "value")
+        error = late.exception(PATIENCE)
+        assert isinstance(error, th.TaskTimeout)
+        assert isinstance(error, TimeoutError)
+        assert isinstance(error, th.WorkerKilled)
+        assert error.exit.kind == "killed"
+        assert "targets:spin_and_swallow took longer than 0.3 s" in str(error)
+        assert pickle.loads(pickle.dumps(error)).exit == error.exit
+        assert patient.result(PATIENCE) == "value"
+        assert pool.submit(targets.add, 1, 2).result(PATIENCE) == 3
+        assert list(pool.with_timeout(None).map(abs, [-1])) == [1]
+
+
+def test_memory_that_may_not_be_had() -> None:
+    with th.Executor(1, memory_limit=400 << 20) as pool:
+        pid = pool.submit(os.getpid).result(PATIENCE)
+        with pytest.raises(MemoryError):
+            pool.submit(targets.zeros, 1 << 30).result(PATIENCE)
+        assert pool.submit(os.getpid).result(PATIENCE) == pid
+
+
+# -- workers ---------------------------------------------------------------------------------------------------
+
+
+def test_the_initializer_is_called_once_in_each(backend: str) -> None:
+    with th.Executor(1, backend, initializer=targets.remember, initargs=("value",)) as pool:
+        assert [pool.submit(targets.remembered).result(PATIENCE) for _ in range(3)] == [["value"]] * 3
+
+
+@pytest.mark.parametrize("initializer", [targets.raise_with_notes, targets.segfault])
+def test_an_initializer_that_fails_breaks_the_pool(process_backend: str, initializer: Any) -> None:
+    with th.Executor(2, process_backend, initializer=initializer, stdio="null") as pool:
+        futures = [pool.submit(targets.add, 1, 2) for _ in range(5)]
+        for future in futures:
+            error = future.exception(PATIENCE)
+            assert isinstance(error, BrokenExecutor)
+            assert isinstance(error.__cause__, th.WorkerError)
+        with pytest.raises(BrokenExecutor, match="can't be started"):
+            pool.submit(targets.add, 1, 2)
+
+
+def test_workers_are_replaced_after_so_many_tasks(backend: str) -> None:
+    with th.Executor(1, backend, max_tasks_per_child=2, initializer=targets.remember, initargs=("",)) as pool:
+        found = [pool.submit(targets.remember, number).result(PATIENCE) for number in range(6)]
+    assert found == [2, 3] * 3
+
+
+def test_workers_leave_when_there_is_nothing_to_do() -> None:
+    with th.Executor(3, idle_timeout=0.05) as pool:
+        list(pool.map(time.sleep, [0.01] * 6))
+        until(lambda: pool.workers() == [], "their end")
+        assert pool.submit(targets.add, 1, 2).result(PATIENCE) == 3
+
+
+def test_no_room_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise BlockingIOError("no process can be had")
+
+    spawn = th.executor.spawn  # type: ignore[attr-defined]
+    with th.Executor(2) as pool:
+        monkeypatch.setattr("tractor_host.executor.spawn", refuse)
+        futures = [pool.submit(targets.add, 1, 2) for _ in range(3)]
+        for future in futures:
+            with pytest.raises(BlockingIOError, match="no process"):
+                future.result(PATIENCE)
+        monkeypatch.setattr("tractor_host.executor.spawn", spawn)
+        assert pool.submit(targets.add, 1, 2).result(PATIENCE) == 3
+        # One is enough.
+        monkeypatch.setattr("tractor_host.executor.spawn", refuse)
+        assert [pool.submit(targets.add, 1, 2).result(PATIENCE) for _ in range(3)] == [3] * 3
+
+
+# -- the end -----------------------------------------------------------------------------------------------------
+
+
+def test_shutdown_ends_what_was_submitted(backend: str) -> None:
+    pool = th.Executor(2, backend)
+    futures = [pool.submit(targets.return_after, 0.02, number) for number in range(8)]
+    pool.shutdown(wait=False)
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        pool.submit(targets.add, 1, 2)
+    pool.shutdown()
+    assert [future.result(0) for future in futures] == list(range(8))
+    assert pool.workers() == []
+
+
+def test_shutdown_can_cancel_what_has_not_begun(tmp_path: Path) -> None:
+    sign = tmp_path / "sign"
+    pool = th.Executor(2)
+    futures = [pool.submit(targets.return_when_there, str(sign), number) for number in range(20)]
+    pool.shutdown(wait=False, cancel_futures=True)
+    sign.touch()
+    pool.shutdown()
+    assert [future.result(0) for future in futures if not future.cancelled()] == [0, 1]
+    assert all(future.done() for future in futures)
+
+
+@pytest.mark.parametrize("how", ["terminate_workers", "kill_workers"])
+def test_all_workers_can_be_killed(backend: str, how: str) -> None:
+    pool = th.Executor(2, backend, cancel_timeout=0.1)
+    stuck = [pool.submit(targets.spin_and_swallow) for _ in range(2)]
+    waits = [pool.submit(targets.add, 1, 2) for _ in range(3)]
+    until(lambda: len(pool.workers()) == 2)
+    getattr(pool, how)()
+    for future in stuck:
+        assert isinstance(future.exception(0), th.WorkerKilled | BrokenExecutor)
+    assert all(future.cancelled() for future in waits)
+    assert pool.workers() == []
+    getattr(pool, how)()
+
+
+def test_a_pool_that_nobody_has_ends_with_its_last_task() -> None:
+    pool = th.Executor(2)
+    futures = [pool.submit(targets.add, number, number) for number in range(5)]
+    workers = until(pool.workers)
+    del pool
+    gc.collect()
+    assert [future.result(PATIENCE) for future in futures] == [0, 2, 4, 6, 8]
+    for worker in workers:
+        assert worker.wait(PATIENCE).kind == "returned"
+
+
+def test_a_task_keeps_nothing_alive() -> None:
+    with th.Executor(1) as pool:
+        shared = th.share(b"x" * 100_000)
+        pool.submit(targets.size_of_shared, shared).result(PATIENCE)
+        number = shared._fd
+        del shared
+        gc.collect()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+
+
+@pytest.mark.parametrize("then", ["", "pool.shutdown(wait=False)"])
+def test_the_program_waits_for_its_tasks(then: str, program: Callable[..., Program]) -> None:
+    source = f"""
+        import targets, tractor_host as th
+        if __name__ == "__main__":
+            pool = th.Executor(2)
+            for number in range(4):
+                pool.submit(targets.print_soon, number)
+            {then}
+    """
+    found = program(source).run(env=importable())
+    assert (sorted(found.stdout.split()), found.stderr, found.returncode) == (["0", "1", "2", "3"], "", 0)
+
+
+def test_a_stuck_task_does_not_keep_the_program_from_ctrl_c(program: Callable[..., Program]) -> None:
+    source = """
+        import targets, tractor_host as th
+        if __name__ == "__main__":
+            with th.Executor(2, cancel_timeout=0.1, stdio="null") as pool:
+                future = pool.submit(targets.spin_and_swallow)
+                while not (future.running() and pool.workers()):
+                    pass
+                print("ready", flush=True)
+                try:
+                    future.result()
+                except KeyboardInterrupt:
+                    print(future.cancel(), flush=True)
+    """
+    with program(source).start(env=importable()) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "ready\n"
+        # It waits: an interrupt in the middle of a `with lock:` leaves that locked, in all of CPython.
+        until(lambda: Path(f"/proc/{running.pid}/wchan").read_text().startswith("futex"), "the wait")
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=PATIENCE)
+    assert (out, err, running.returncode) == ("True\n", "", 0)
+
+
+def test_a_fork_can_not_use_it(program: Callable[..., Program]) -> None:
+    source = """
+        import os, warnings, tractor_host as th
+        warnings.simplefilter("ignore")
+        if __name__ == "__main__":
+            with th.Executor(1) as pool:
+                pool.submit(abs, -1).result()
+                if not (child := os.fork()):
+                    try:
+                        pool.submit(abs, -1)
+                    except RuntimeError as error:
+                        print(error, flush=True)
+                    pool.shutdown()
+                    os._exit(7)
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), pool.submit(abs, -2).result())
+    """
+    found = program(source).run()
+    assert found.stdout.splitlines()[1] == "7 2"
+    assert "of which this one is a fork; make one here" in found.stdout
+    assert found.stderr == ""
+
+
+# -- with others -----------------------------------------------------------------------------------------------
+
+
+def test_asyncio_can_run_calls_in_it_and_cancel_them() -> None:
+    async def main(pool: th.Executor) -> list[int]:
+        loop = asyncio.get_running_loop()
+        stuck = loop.run_in_executor(pool, targets.spin)
+        values = await asyncio.gather(*[loop.run_in_executor(pool, operator.neg, n) for n in range(3)])
+        stuck.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stuck
+        return values
+
+    with th.Executor(2) as pool:
+        assert asyncio.run(main(pool)) == [0, -1, -2]
+        until(lambda: len(pool.workers()) == 1, "the end of the stuck one")
+
+
+def test_workers_have_pools_of_their_own(backend: str) -> None:
+    with th.Executor(1, backend) as pool:
+        assert pool.submit(targets.map_in_pool, "forkserver", [1, 2, 3]).result(PATIENCE) == [1, 2, 3]
+
+
+def test_as_completed_and_wait() -> None:
+    with th.Executor(2) as pool:
+        slow, fast = pool.submit(targets.return_after, 0.5, "slow"), pool.submit(targets.add, 1, 2)
+        done, left = wait([slow, fast], PATIENCE, FIRST_COMPLETED)
+        assert (done, left) == ({fast}, {slow})
+        assert set(concurrent.futures.as_completed([slow, fast], PATIENCE)) == {slow, fast}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"max_workers": 0}, ValueError, "max_workers must be greater than 0"),
+        ({"max_workers": 1.5}, TypeError, "max_workers must be an integer, not float"),
+        ({"backend": "threads"}, ValueError, "unknown backend 'threads'; there are 'forkserver'"),
+        ({"max_tasks_per_child": 0}, ValueError, "max_tasks_per_child must be greater than 0"),
+        ({"initializer": 3}, TypeError, "initializer must be a callable"),
+        ({"task_timeout": -1}, ValueError, "task_timeout must be a number of seconds"),
+        ({"idle_timeout": "1"}, TypeError, "idle_timeout must be a number of seconds"),
+        ({"memory_limit": 0}, ValueError, "memory_limit must be greater than 0"),
+        ({"memory_limit": 1 << 30, "backend": "subint"}, ValueError, "share this one's memory"),
+    ],
+)
+def test_bad_arguments(options: dict[str, Any], error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        th.Executor(**options)
+
+
+def test_options_that_spawn_refuses_break_the_pool() -> None:
+    with th.Executor(1, env={"a=b": "c"}) as pool:
+        error = pool.submit(abs, 1).exception(PATIENCE)
+        assert isinstance(error, BrokenExecutor)
+        assert "env has a variable that cannot be called" in str(error.__cause__)
+
+
+def test_chunks_of_no_size() -> None:
+    with th.Executor(1) as pool, pytest.raises(ValueError, match="chunksize"):
+        pool.map(abs, [1], chunksize=0)
+
+
+def test_what_a_worker_writes_is_as_for_spawn(tmp_path: Path) -> None:
+    with th.Executor(1, stdio=tmp_path / "log") as pool:
+        pool.submit(targets.print_line, "text").result(PATIENCE)
+    assert (tmp_path / "log").read_text() == "text\n"
+
+
+BROKEN_MAIN = """
+    import os, sys
+    import tractor_host as th
+
+    def double(x):
+        return 2 * x
+
+    if __name__ == "__mp_main__" and os.path.exists(sys.argv[1]):
+        raise LookupError("not yet")
+
+    if __name__ == "__main__":
+        with th.Executor(1) as pool:
+            print(repr(pool.submit(double, 1).exception(30)))
+            os.remove(sys.argv[1])
+            print(pool.submit(double, 1).result(30), pool.submit(double, 2).result(30))
+"""
+
+
+def test_a_main_module_that_fails_is_told_each_time(program: Callable[..., Program], tmp_path: Path) -> None:
+    (tmp_path / "marker").touch()
+    found = program(BROKEN_MAIN).run(str(tmp_path / "marker"))
+    assert (found.stdout, found.stderr) == ("LookupError('not yet')\n2 4\n", "")
+
+
+def test_a_pool_that_is_collected_while_its_lock_is_held() -> None:
+    pool = th.Executor(1)
+    future = pool.submit(targets.return_after, 0.1, 1)
+    inner = pool._pool
+    with inner._lock:
+        del pool
+        gc.collect()
+    assert future.result(PATIENCE) == 1
+    inner.join()
+
+
+def ready_ones(pool: th.Executor) -> list[th.Worker]:
+    with pool._pool._lock:
+        return [slot.worker for slot in pool._pool._slots.values() if slot.ready]
+
+
+def test_tasks_that_are_submitted_cancelled_and_killed_at_random(backend: str) -> None:
+    """All futures come to an end, and so do all workers."""
+    import random
+
+    seed = random.randrange(1 << 32)
+    chance = random.Random(seed)
+    futures = []
+    with th.Executor(3, backend, cancel_timeout=0.05, task_timeout=PATIENCE) as pool:
+        for number in range(120):
+            futures.append(pool.submit(targets.return_after, chance.random() * 0.005, number))
+            match chance.randrange(8):
+                case 0:
+                    chance.choice(futures).cancel()
+                case 1 if (workers := ready_ones(pool)) and backend != "subint":
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(chance.choice(workers).pid or 0, signal.SIGKILL)
+                case 2:
+                    wait([chance.choice(futures)], PATIENCE)
+                case _:
+                    pass
+    for number, future in enumerate(futures):
+        assert future.done(), f"seed {seed}"
+        if not future.cancelled():
+            error = future.exception(0)
+            assert error is None or isinstance(error, th.WorkerDied), f"seed {seed}"
+            assert error is not None or future.result(0) == number, f"seed {seed}"

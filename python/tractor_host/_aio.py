@@ -1,0 +1,325 @@
+"""What an actor and its nursery do alike in an event loop: messages, streams, and calls of what blocks.
+
+By anyio, so that there is one of each for trio and asyncio.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
+
+try:
+    import anyio
+    import anyio.abc
+    import anyio.lowlevel
+except ImportError as error:
+    raise ImportError(
+        "tractor_host's nurseries need anyio: pip install 'tractor-host[nursery]'", name="anyio"
+    ) from error
+
+from tractor_host import _calls, _remote
+from tractor_host._calls import Datagram, Incomplete, Link, Message
+from tractor_host._errors import Cancelled
+from tractor_host._parcel import Packed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+__all__ = ["Stream"]
+
+#: So many messages in a row are read before others get their turn.
+_BATCH: Final = 64
+#: So many items of a stream are on their way, or wait for their receiver, at most.
+WINDOW: Final = 64
+
+
+class Channel:
+    """One end of the way between an actor and its nursery."""
+
+    def __init__(self, link: Link) -> None:
+        link.socket.setblocking(False)
+        self.link = link
+        self._turn = anyio.Lock()
+        self._in_a_row = 0
+
+    def try_send(self, datagram: Datagram) -> bool:
+        """Sends it and closes it, if there is room just now; whether there was.
+
+        Raises:
+            OSError: There is nobody at the other end (EPIPE, ECONNRESET), or no memory left.
+        """
+        try:
+            datagram.send(self.link.socket)
+        except BlockingIOError:
+            return False
+        except BaseException:
+            datagram.close()
+            raise
+        datagram.close()
+        return True
+
+    async def send(self, datagram: Datagram) -> None:
+        """Sends it, when there is room, and closes it. Cancelled: it was not sent.
+
+        Raises:
+            OSError: As for `try_send`.
+        """
+        try:
+            if self.try_send(datagram):
+                return
+            async with self._turn:
+                while not self.try_send(datagram):
+                    await anyio.wait_writable(self.link.socket)
+        finally:
+            datagram.close()
+
+    async def receive(self) -> Message | None:
+        """The next message; `None` when there is nobody at the other end any more.
+
+        Raises:
+            Incomplete, ValueError: As for `Link.receive`.
+        """
+        self._in_a_row += 1
+        if self._in_a_row >= _BATCH:
+            self._in_a_row = 0
+            await anyio.lowlevel.checkpoint()
+        while True:
+            try:
+                return self.link.receive(wait=False)
+            except BlockingIOError:
+                self._in_a_row = 0
+                await anyio.wait_readable(self.link.socket)
+            except ConnectionResetError:
+                return None
+
+
+async def in_thread[T](
+    function: Callable[[], T], *, name: str, on_cancel: Callable[[], object] | None = None
+) -> T:
+    """Calls it on a thread of its own, which has ended when this returns.
+
+    Where the caller is cancelled, `on_cancel` is called, and the function is waited for all the same.
+
+    Raises:
+        OSError: There is no thread or descriptor to be had.
+        Exception: What it raises.
+    """
+    outcome: list[Callable[[], T]] = []
+    event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def run() -> None:
+        try:
+            value = function()
+            outcome.append(lambda: value)
+        except BaseException as error:
+            raised = error
+            outcome.append(lambda: _reraise(raised))
+        finally:
+            os.eventfd_write(event, 1)
+
+    thread = threading.Thread(target=run, name=name)
+    try:
+        try:
+            thread.start()
+        except RuntimeError as error:
+            import errno
+
+            raise OSError(errno.EAGAIN, f"{os.strerror(errno.EAGAIN)}: {error}") from error
+        try:
+            await anyio.wait_readable(event)
+        except BaseException:
+            if on_cancel is not None:
+                on_cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.wait_readable(event)
+            thread.join()
+            with contextlib.suppress(Cancelled):  # which is how it obeys
+                outcome[0]()
+            raise
+        thread.join()
+        return outcome[0]()
+    finally:
+        outcome.clear()
+        os.close(event)
+
+
+def _reraise(error: BaseException) -> Any:
+    raise error
+
+
+class Ending(Protocol):
+    """What a stream belongs to: a call."""
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What it has failed with."""
+        ...
+
+    def wait(self) -> Awaitable[Any]:
+        """Waits for what it returns."""
+        ...
+
+
+@final
+class Stream(anyio.abc.ObjectStream[Any]):
+    """Both ends of what `Portal.open_stream` opens: objects that go either way, in order, while a call runs.
+
+    An object is pickled when it is sent. At most 64 of them wait for their receiver; then `send` waits.
+    Iterating ends, and `receive` raises `anyio.EndOfStream`, when the other end will send no more: it has
+    said so (`send_eof`), was closed, or its function has returned. Where that has failed, its exception is
+    raised.
+    """
+
+    def __init__(self, channel: Channel, number: int, call: Ending | None) -> None:
+        self._channel = channel
+        self._number = number
+        self._call = call
+        self._items: collections.deque[Message | Incomplete] = collections.deque()
+        #: So many more may be sent, and so many were taken for which no others were asked for yet.
+        self._credit = WINDOW
+        self._taken = 0
+        #: Set, and replaced, when any of this changes.
+        self._news = anyio.Event()
+        #: Nothing more will come; nobody takes what is sent.
+        self._is_over = self._is_deaf = False
+        #: No more is sent from here, or taken.
+        self._has_ended = self._is_closed = False
+
+    # -- for its owner -----------------------------------------------------------------------------------
+
+    def arrived(self, message: Message | Incomplete) -> None:
+        """Takes in what has come for it."""
+        match message.kind:
+            case _calls.ITEM if not self._is_closed:
+                self._items.append(message)
+            case _calls.CREDIT if isinstance(message, Message):
+                self._credit += int(message.value)
+            case _calls.END:
+                self._is_over = True
+            case _calls.CLOSED:
+                self._is_over = self._is_deaf = True
+        self._tell()
+
+    def finish(self) -> None:
+        """The call is over."""
+        self._is_over = self._is_deaf = True
+        self._tell()
+
+    @property
+    def is_deserted(self) -> bool:
+        """Whether nobody takes what is sent."""
+        return self._is_deaf
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
+
+    # -- for people --------------------------------------------------------------------------------------
+
+    async def send(self, item: Any) -> None:
+        """Sends an object, when there is room for it.
+
+        Raises:
+            anyio.ClosedResourceError: The stream was closed here, or `send_eof` was called.
+            anyio.BrokenResourceError: Nobody takes it: the other end was closed, or the call is over.
+            Exception: It can't be pickled.
+        """
+        packed = Packed(item)
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        self._check_sending()
+        while self._credit <= 0:
+            await self._news.wait()
+            self._check_sending()
+        self._credit -= 1
+        try:
+            await self._channel.send(Datagram(_calls.ITEM, self._number, 0.0, packed))
+        except ConnectionError as error:
+            raise anyio.BrokenResourceError from error
+        except BaseException:
+            self._credit += 1
+            raise
+
+    def _check_sending(self) -> None:
+        if self._has_ended:
+            raise anyio.ClosedResourceError
+        if self._is_deaf:
+            raise anyio.BrokenResourceError
+
+    async def receive(self) -> Any:
+        """The next object.
+
+        Raises:
+            anyio.ClosedResourceError: The stream was closed here.
+            anyio.EndOfStream: There will be none.
+            Exception: What the function at the other end has raised; or what unpickling it raises.
+        """
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        while not self._items:
+            if self._is_closed:
+                raise anyio.ClosedResourceError
+            if self._is_over:
+                raise self._end()
+            if self._taken:
+                taken = self._taken
+                await self._tell_peer(Datagram(_calls.CREDIT, self._number, taken))
+                self._taken -= taken
+            else:
+                await self._news.wait()
+        message = self._items.popleft()
+        if isinstance(message, Incomplete):
+            raise message
+        self._taken += 1
+        # Nothing is waited for from here on: the object would be lost if that were cancelled.
+        if self._taken >= WINDOW // 2 and not self._is_deaf:
+            try:
+                if self._channel.try_send(Datagram(_calls.CREDIT, self._number, self._taken)):
+                    self._taken = 0
+            except ConnectionError:
+                self._is_deaf = True
+        good, value = _remote.answer(message.content, returned=True)
+        if not good:
+            raise value
+        return value
+
+    def _end(self) -> BaseException:
+        failure = None if self._call is None else self._call.failure
+        return anyio.EndOfStream() if failure is None else failure
+
+    async def _tell_peer(self, datagram: Datagram) -> None:
+        try:
+            await self._channel.send(datagram)
+        except ConnectionError:
+            self._is_over = self._is_deaf = True
+
+    async def send_eof(self) -> None:
+        """Says that nothing more will be sent; what the other end sends can still be received."""
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        if not self._has_ended:
+            self._has_ended = True
+            if not self._is_deaf:
+                await self._tell_peer(Datagram(_calls.END, self._number))
+
+    async def aclose(self) -> None:
+        """Neither sends nor takes any more; may be called again."""
+        if self._is_closed:
+            return
+        self._is_closed = self._has_ended = True
+        self._items.clear()
+        self._tell()
+        if not self._is_deaf:
+            await self._tell_peer(Datagram(_calls.CLOSED, self._number))
+
+    async def result(self) -> Any:
+        """What the function returns; for whoever has opened the stream.
+
+        Raises:
+            Exception: What it raises.
+            RuntimeError: This is the other end.
+        """
+        if self._call is None:
+            raise RuntimeError("the result of a stream's function is for whoever has opened the stream")
+        return await self._call.wait()

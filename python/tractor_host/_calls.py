@@ -1,0 +1,356 @@
+"""Calls to a worker that stays: what it and whoever calls it say to each other.
+
+A message is one datagram: a head, and a pickle. A large pickle is in a sealed file in memory, whose
+descriptor comes beside the datagram, as do those that the call refers to. So nobody ever waits in the middle
+of a message, and whoever dies in one has not sent it.
+
+Workers load this too, so it imports nothing that it can do without.
+"""
+
+import _socket
+import struct
+import sys
+
+from tractor_host import _native
+from tractor_host._errors import Cancelled
+from tractor_host._parcel import Packed, opened, unpack
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, Final
+
+#: Of what is said here. Both sides must speak the same.
+VERSION: Final = 1
+#: The version; what it is; whether the content is in a file; how many descriptors come beside it; the number
+#: of the call; seconds that it has, or how many.
+_HEAD: Final = struct.Struct("=BBBxHxxQd")
+#: Bytes. What is larger goes by a file in memory. Some of these fit into any socket's buffer.
+LARGE: Final = 1 << 16
+#: The most descriptors that can go beside a call; the kernel takes 253, one is for the content.
+MOST_PASSED: Final = 250
+_SPACE: Final = _socket.CMSG_SPACE(4 * (MOST_PASSED + 1))
+
+#: The worker is ready; a main module to make before the next call; a call; what it returned; what it raised.
+READY, MAIN, CALL, RETURNED, RAISED = range(1, 6)
+#: An actor is there; what it is to be; a call with a stream; a call is to end; it has, for that.
+HELLO, SPEC, OPEN, CANCEL, CANCELLED = range(6, 11)
+#: Of a stream: an item; so many more may come; no more will; nobody takes any. And a record for the log.
+ITEM, CREDIT, END, CLOSED, LOG = range(11, 16)
+
+
+class Message:
+    """What was received.
+
+    Attributes:
+        kind: `READY` and so on.
+        number: The call's.
+        value: Seconds that it may take, or a count.
+        content: What there is to unpack.
+        passed: The descriptors that it refers to, this interpreter's by now.
+    """
+
+    __slots__ = ("content", "kind", "number", "passed", "value")
+
+    def __init__(
+        self, kind: int, number: int, value: float, content: bytes | memoryview, passed: list[int]
+    ) -> None:
+        self.kind = kind
+        self.number = number
+        self.value = value
+        self.content = content
+        self.passed = passed
+
+
+class Incomplete(OSError):
+    """A message's descriptors could not be had (EMFILE), or its content can't be mapped."""
+
+    kind: int
+    number: int
+
+
+class Datagram:
+    """A message that is ready to be sent, and again if there was no room. It has its file in memory."""
+
+    __slots__ = ("_beside", "_memory", "_parts", "kind")
+
+    def __init__(
+        self,
+        kind: int,
+        number: int,
+        value: float = 0.0,
+        packed: Packed | None = None,
+        passed: Sequence[int] = (),
+    ) -> None:
+        """Puts it together.
+
+        Raises:
+            OSError: There is no memory or descriptor left.
+            ValueError: It refers to too many descriptors.
+        """
+        if len(passed) > MOST_PASSED:
+            raise ValueError(f"a call can pass {MOST_PASSED} descriptors at most, not {len(passed)}")
+        payload, memory = (b"", None) if packed is None else packed.content("th-call", LARGE)
+        self._fill(kind, number, value, payload, memory, passed)
+
+    @classmethod
+    def of_bytes(cls, kind: int, number: int, payload: bytes) -> Datagram:
+        """The same, of what is pickled already."""
+        made = cls.__new__(cls)
+        memory = None
+        if len(payload) > LARGE:
+            from tractor_host._parcel import written
+
+            payload, memory = b"", written("th-call", [payload])
+        made._fill(kind, number, 0.0, payload, memory, ())
+        return made
+
+    def _fill(
+        self,
+        kind: int,
+        number: int,
+        value: float,
+        payload: bytes,
+        memory: int | None,
+        passed: Sequence[int],
+    ) -> None:
+        if len(payload) > LARGE:  # no file for it could be had
+            from errno import EMFILE
+            from os import strerror
+
+            raise OSError(EMFILE, f"{strerror(EMFILE)}: a large value needs a file in memory")
+        self.kind = kind
+        self._memory = memory
+        fds = [*([] if memory is None else [memory]), *passed]
+        self._beside: list[Any] = []
+        if fds:
+            self._beside = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))]
+        self._parts = [_HEAD.pack(VERSION, kind, memory is not None, len(fds), number, value), payload]
+
+    def send(self, socket: _socket.socket, *, wait: bool = True) -> None:
+        """Sends it.
+
+        Raises:
+            BlockingIOError: There is no room, and it, or the socket, is not to wait.
+            OSError: There is nobody at the other end (EPIPE, ECONNRESET), or no memory left.
+        """
+        flags = _socket.MSG_NOSIGNAL | (0 if wait else _socket.MSG_DONTWAIT)
+        socket.sendmsg(self._parts, self._beside, flags)
+
+    def close(self) -> None:
+        """Closes its file; may be called again."""
+        memory, self._memory = self._memory, None
+        if memory is not None:
+            _native.fd_close(memory)
+
+
+class Link:
+    """One end of the way between them."""
+
+    __slots__ = ("socket",)
+
+    def __init__(self, socket: _socket.socket) -> None:
+        self.socket = socket
+
+    def send(self, kind: int, number: int, packed: Packed | None = None, passed: Sequence[int] = ()) -> None:
+        """Sends it. There is room for it: nobody sends more than one message that is not asked for.
+
+        Raises:
+            OSError: There is nobody at the other end (EPIPE, ECONNRESET), or no memory or descriptor left.
+            ValueError: It refers to too many descriptors.
+        """
+        self._send(Datagram(kind, number, 0.0, packed, passed))
+
+    def send_bytes(self, kind: int, number: int, payload: bytes) -> None:
+        """The same, for what is pickled already."""
+        self._send(Datagram.of_bytes(kind, number, payload))
+
+    def _send(self, datagram: Datagram) -> None:
+        try:
+            datagram.send(self.socket)
+        finally:
+            datagram.close()
+
+    def receive(self, *, wait: bool = True) -> Message | None:
+        """The next message; `None` when there is nobody at the other end any more.
+
+        Raises:
+            BlockingIOError: None has come, and it is not to wait.
+            Incomplete: A descriptor that came beside it could not be had, or it can't be mapped.
+            OSError: The other end has died without having read all that it was sent (ECONNRESET).
+            ValueError: It is none of ours.
+        """
+        flags = _socket.MSG_CMSG_CLOEXEC | (0 if wait else _socket.MSG_DONTWAIT)
+        data, beside, seen, _ = self.socket.recvmsg(_HEAD.size + LARGE, _SPACE, flags)
+        fds: list[int] = []
+        for _, _, rights in beside:
+            fds += struct.unpack(f"={len(rights) // 4}i", rights[: len(rights) // 4 * 4])
+        for fd in fds:
+            _native.fd_adopt(fd)
+        if not data and not fds:
+            return None
+        try:
+            if len(data) < _HEAD.size or seen & _socket.MSG_TRUNC:
+                raise _malformed(data)
+            version, kind, in_file, count, number, value = _HEAD.unpack_from(data)
+            if version != VERSION or not READY <= kind <= LOG or in_file > 1:
+                raise _malformed(data)
+            if not in_file <= count <= MOST_PASSED + in_file or len(fds) > count:
+                raise _malformed(data)
+            if seen & _socket.MSG_CTRUNC or len(fds) < count:
+                from errno import EMFILE
+                from os import strerror
+
+                what = f"{strerror(EMFILE)}: not all descriptors of a message could be received"
+                raise _incomplete(OSError(EMFILE, what), kind, number)
+            if not in_file:
+                return Message(kind, number, value, data[_HEAD.size :], fds)
+            # Who made another one could crash whoever maps it.
+            _native.memory_check(fds[0])
+            try:
+                content = opened(fds.pop(0))
+            except OSError as error:
+                raise _incomplete(error, kind, number) from error
+            return Message(kind, number, value, content, fds)
+        except BaseException:
+            _close(fds)
+            raise
+
+    def fileno(self) -> int:
+        """Its descriptor; -1 once it is closed."""
+        return self.socket.fileno()
+
+    def close(self) -> None:
+        """Lets the other end know that nothing more will come."""
+        self.socket.close()
+
+
+def _malformed(data: bytes) -> ValueError:
+    return ValueError(f"something else than a message of version {VERSION}: {data[:40]!r}")
+
+
+def _incomplete(error: OSError, kind: int, number: int) -> Incomplete:
+    made = Incomplete(error.errno, error.strerror)
+    made.kind, made.number = kind, number
+    return made
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        _native.fd_close(fd)
+
+
+# -- the worker's side ---------------------------------------------------------------------------------------
+
+
+def serve(
+    socket: _socket.socket,
+    initializer: Callable[..., object] | None,
+    initargs: tuple[Any, ...],
+    memory_limit: int | None,
+) -> None:
+    """A worker's target: carries out one call after the other, until there is nobody left to call."""
+    if memory_limit is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
+    link = Link(socket)
+    try:
+        if initializer is not None:
+            initializer(*initargs)
+        link.send(READY, 0)
+        serve_calls(link)
+    finally:
+        link.close()
+
+
+def serve_calls(link: Link) -> None:
+    """Carries out one call after the other, until there is nobody left to call."""
+    # What to make the main module of, until that is done.
+    mains: list[bytes | memoryview] = []
+    while True:
+        message = link.receive()
+        if message is None:
+            return
+        if message.kind == MAIN:
+            mains = [message.content]
+            continue
+        try:
+            answer = _carry_out(message, mains)
+            if isinstance(answer, Packed):
+                link.send(RETURNED, message.number, answer)
+            else:
+                link.send_bytes(RAISED, message.number, answer)
+        except BrokenPipeError, ConnectionResetError:
+            return  # who has asked is gone
+        except OSError as error:
+            # The answer could not be sent: that one is short.
+            link.send_bytes(RAISED, message.number, dumped(error))
+
+
+def _carry_out(message: Message, mains: list[bytes | memoryview]) -> Packed | bytes:
+    """Calls; returns the packed value, or what it raised."""
+    try:
+        function, args, kwargs = unpacked(message, mains)
+        value = function(*args, **kwargs)
+        del function, args, kwargs
+        return packed_result(value)
+    except BaseException as error:
+        if isinstance(error, Cancelled) and _is_cancelled():
+            raise
+        return dumped(error)
+
+
+def packed_result(value: object) -> Packed:
+    """What a call has returned.
+
+    Raises:
+        Exception: It can't be pickled, which a note says.
+    """
+    try:
+        return Packed(value)
+    except Exception as error:
+        error.add_note(f"the result of type {type(value).__qualname__} cannot be pickled")
+        raise
+
+
+def unpacked(message: Message, mains: list[bytes | memoryview]) -> Any:
+    """What a call is: a function, its arguments, and those by name. `mains` is what to make first."""
+    try:
+        if mains:
+            from tractor_host import _child
+
+            # Two calls at a time may have brought it; and an argument of the spawn may have needed it.
+            if _child.made_of is None:
+                _child.make_main(*unpack(mains[0]))
+            mains.clear()
+        if not message.passed:
+            return unpack(message.content)
+        from tractor_host import _share
+
+        _share.arrived = message.passed
+        try:
+            return unpack(message.content)
+        except BaseException:
+            _close(message.passed)
+            raise
+        finally:
+            _share.arrived = None
+    except Cancelled:
+        raise
+    except BaseException as error:
+        error.add_note("raised while a call was unpickled in its worker")
+        raise
+
+
+def _is_cancelled() -> bool:
+    """Whether the worker itself is to end, and not only somebody in it."""
+    child = sys.modules.get("tractor_host._child")
+    return child is None or bool(child.was_cancelled())
+
+
+def dumped(error: BaseException) -> bytes:
+    """What was raised, as `RAISED` has it."""
+    from tractor_host import _remote
+
+    return _remote.dump(error)
