@@ -151,9 +151,10 @@ def return_unsealed(seal: bool, truncate: bool) -> NoReturn:
     os.write(fd, b"\x80" + bytes(8191))
     if seal:
         _native.memory_seal(fd)
+    ours = os.dup(fd)  # what is sent is the channel's from then on
     _native.child_send({"type": "returned_in_memory"}, b"", fd)
     if truncate:
-        os.ftruncate(fd, 0)
+        os.ftruncate(ours, 0)
     hold_and_spin()
 
 

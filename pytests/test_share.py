@@ -766,7 +766,7 @@ def test_memory_that_its_maker_can_still_change_is_not_mapped(process_backend: s
         kill_timeout=0.3,
     )
     ended = worker.wait(timeout=PATIENCE)
-    assert ended.kind == "killed"
+    assert ended.kind == "killed", ended
     assert "protocol" in ended.cause
     with pytest.raises(th.WorkerKilled, match="protocol"):
         worker.result()
