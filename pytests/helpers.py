@@ -71,6 +71,18 @@ def no_descriptor_left() -> Iterator[None]:
             os.close(fd)
 
 
+def settled() -> None:
+    """Waits until this process's descriptors have stayed the same for a while: what tests before this one have
+    started may still be being made (a blank), or be on its way out."""
+    seen: list[list[str]] = []
+
+    def is_settled() -> bool:
+        seen.append(sorted(os.listdir("/proc/self/fd")))
+        return len(seen) > 20 and all(look == seen[-1] for look in seen[-20:])
+
+    until(is_settled, "descriptors that stay as they are")
+
+
 def until_same(look: Callable[[], Any], before: Any) -> Any:
     """Waits until `look()` is as it was."""
     deadline = time.monotonic() + PATIENCE

@@ -15,7 +15,7 @@ PUBLIC = {
     "Actor", "BACKENDS", "BootTimeout", "Cancelled", "Event", "Executor", "Exit", "Fd", "LogBridge", "Nursery", "Portal",
     "Quarantined", "RemoteError", "Shared", "Source", "Statistics", "Stream",
     "StuckFrame", "StuckThread", "TaskTimeout", "Worker", "WorkerAbandoned", "WorkerCancelled", "WorkerDied", "WorkerError",
-    "WorkerKilled", "__version__", "check_cancelled", "current_actor", "devx", "dump", "events", "guard_ctrl_c", "log_to_logging", "open_nursery", "preload",
+    "WorkerKilled", "__version__", "breakpointhook", "check_cancelled", "current_actor", "devx", "dump", "events", "guard_ctrl_c", "log_to_logging", "open_nursery", "preload",
     "quarantine", "rungs", "share", "spawn", "statistics", "watch_gil", "workers",
 }  # fmt: skip
 

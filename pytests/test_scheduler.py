@@ -166,7 +166,9 @@ def test_priorities_decide_who_gets_on(path: str, counters: Counters) -> None:
     until(schedules)
     parts = [_used(counters, slot) for slot in range(2)]
     until(lambda: _used(counters, 1) - parts[1] > 1.0)
-    assert _used(counters, 0) - parts[0] < 0.5
+    # By now: on a busy machine that may be long afterwards.
+    used = [_used(counters, slot) - parts[slot] for slot in range(2)]
+    assert used[0] < used[1] / 4, used
     kill([low, high])
 
 

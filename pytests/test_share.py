@@ -558,6 +558,7 @@ def descriptors_left(count: int) -> Iterator[None]:
     """This process can have so many more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = []
+    helpers.settled()
     top = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
     try:
         # No gap is left below the limit.

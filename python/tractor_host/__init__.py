@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tractor_host import devx
     from tractor_host._actor import Actor, check_cancelled, current_actor
     from tractor_host._aio import Stream
+    from tractor_host._debug import breakpointhook
     from tractor_host._dump import dump
     from tractor_host._errors import (
         BootTimeout,
@@ -67,6 +68,7 @@ __all__ = [
     "WorkerError",
     "WorkerKilled",
     "__version__",
+    "breakpointhook",
     "check_cancelled",
     "current_actor",
     "devx",
@@ -112,6 +114,7 @@ _HOMES = {
     "WorkerDied": "_errors",
     "WorkerError": "_errors",
     "WorkerKilled": "_errors",
+    "breakpointhook": "_debug",
     "check_cancelled": "_actor",
     "current_actor": "_actor",
     "dump": "_dump",

@@ -23,6 +23,8 @@ _canceller: Callable[[], object] | None = None
 _cancelled = False
 #: Whether `Cancelled` has risen in the target of a process.
 _delivered = False
+#: The thread that the target runs on.
+main_thread: int | None = None
 #: For the one that sets `_canceller` and the one that calls it.
 _lock = _thread.allocate_lock()
 
@@ -112,6 +114,20 @@ def _prepare_blank() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def _hook_breakpoints() -> None:
+    """Has `breakpoint()` ask for the program's terminal, unless somebody has said what it is to do."""
+    global main_thread
+    main_thread = _thread.get_ident()
+    if sys.breakpointhook is sys.__breakpointhook__:
+        sys.breakpointhook = _breakpoint
+
+
+def _breakpoint(*args: Any, **kwargs: Any) -> object:
+    from tractor_host import _debug
+
+    return _debug.breakpointhook(*args, **kwargs)
+
+
 def cancel() -> None:
     """Asks the running target to stop; called by the supervisor on a thread of its own."""
     global _cancelled
@@ -167,6 +183,7 @@ def _prepare(spec: dict[str, Any]) -> None:
                 _replace_environment(spec["env"])
         if wall != "subint_forkserver":
             _prepare_process()
+    _hook_breakpoints()
     if wall != "fork":
         sys.argv = list(map(_fs_decode, spec["argv"]))
     if wall in ("exec", "forkserver", "subint_forkserver", "house"):

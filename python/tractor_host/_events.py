@@ -33,7 +33,8 @@ class Event:
         logger: `"tractor_host.worker"`, `"tractor_host.ladder"`, `"tractor_host.zygote"` or
             `"tractor_host.supervisor"`.
         kind: What, in a word: `"spawn"`, `"started"`, `"told"` (how the target went), `"cancel"`, `"kill"`,
-            `"rung"`, `"signal"`, `"reap"`, `"exit"`, `"quarantine"`, `"reclaim"`, `"refusal"`;
+            `"rung"`, `"signal"`, `"reap"`, `"exit"`, `"quarantine"`, `"reclaim"`, `"refusal"`,
+            `"debug"` (it has the terminal, or gives it back);
             `"zygote_start"`, `"zygote_ready"`, `"zygote_lost"`, `"zygote_end"` of the fork server;
             `"supervisor_start"`, `"supervisor_end"`, `"guard"` (what `guard_ctrl_c` and `watch_gil` have to
             say), `"fault"`.

@@ -19,11 +19,11 @@ use crate::interp::{call, rungs};
 use crate::spawn::parcel::{self, Content, Parcel};
 use crate::spawn::request::{Backend, GilPolicy, Request, seconds};
 use crate::spawn::zygote::serve;
-use crate::spawn::{apart, context, held};
+use crate::spawn::{apart, context, held, terminal};
 use crate::supervise::guard::{self, ctrl_c, gil};
 use crate::supervise::worker::Worker;
 use crate::supervise::{Rung, Supervisor};
-use crate::sys::{fd, memfile, thread};
+use crate::sys::{clock, fd, memfile, thread};
 use crate::wire::message::{FromWorker, PreloadFailure};
 
 /// Declares a function of the module: its Rust type, its Python signature, its docstring.
@@ -452,6 +452,28 @@ native!(ChildLeave, "child_leave", ("code"), waits: false,
     context::leave(call.interpreter, code)?;
     Ok(Value::NONE)
 });
+native!(TerminalAsk, "terminal_ask", (), waits: true,
+"Line up for the program's terminal, for a debugger; returns a ticket, which is to be given back.",
+|call, _| {
+    let ticket = terminal::line_up()?;
+    tell_of_terminal(call.interpreter, ticket, true)?;
+    Ok(json!(ticket).into())
+});
+native!(TerminalWait, "terminal_wait", ("ticket"), waits: true,
+"Wait for one's turn; returns a descriptor of the terminal, which is the caller's. Nobody of the program is ended by it \
+ until the ticket is given back.",
+|call, args| Ok(json!(held::hold(call.interpreter, terminal::wait(ticket(args)?)?)?).into()));
+native!(TerminalBack, "terminal_back", ("ticket"), waits: true,
+"Step out of the line, or give the terminal back.",
+|call, args| {
+    let ticket = ticket(args)?;
+    terminal::step_out(ticket);
+    tell_of_terminal(call.interpreter, ticket, false)?;
+    Ok(Value::NONE)
+});
+native!(Clock, "clock", (), waits: false,
+    "Seconds of a clock that stands still while somebody debugs; differences count.",
+    |_, _| Ok(json!(clock::seconds()).into()));
 native!(OwnsProcess, "owns_process", (), waits: false,
     "Whether this process ends when this interpreter does: it is the main one, or a worker's second.",
     |call, _| Ok((call.interpreter == 0 || context::current(call.interpreter).is_ok_and(|context| context.is_process())).into()));
@@ -517,6 +539,10 @@ pub(super) fn table() -> Table {
         .with::<ChildApart>()
         .with::<ChildHouse>()
         .with::<ChildLeave>()
+        .with::<TerminalAsk>()
+        .with::<TerminalWait>()
+        .with::<TerminalBack>()
+        .with::<Clock>()
         .with::<OwnsProcess>()
         .with::<IsMainInterpreter>()
 }
@@ -577,6 +603,18 @@ fn content_value(call: &Call, content: Content) -> Result<Value> {
             let errno = std::io::Error::from_raw_os_error(libc::EMFILE);
             Err(Error::os("receive the worker's result, which came as a descriptor", errno))
         }
+    }
+}
+
+fn ticket(args: &[Arg<'_>]) -> Result<u64> {
+    json(args, 0)?.as_u64().ok_or_else(|| Error::invalid("a ticket is a positive integer"))
+}
+
+/// Has whoever lends the terminal know that it is wanted, or not any more.
+fn tell_of_terminal(interpreter: i64, ticket: u64, wanted: bool) -> Result<()> {
+    match context::current(interpreter) {
+        Ok(context) => context.send(&FromWorker::Terminal { ticket, wanted }, &Content::none()),
+        Err(_) => Supervisor::get().map(|supervisor| supervisor.wants_terminal(ticket, wanted)),
     }
 }
 

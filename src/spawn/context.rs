@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use super::parcel::{self, Content, Parcel};
 use super::zygote::{BLANK_NAME, serve};
-use super::{Reports, held};
+use super::{Reports, held, terminal};
 use crate::error::{Error, Result};
 use crate::events::fault;
 use crate::interp::attach::Token;
@@ -22,7 +22,7 @@ use crate::sys::event::Slot;
 use crate::sys::fd::Arrived;
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
-use crate::sys::{fd, process, signal, thread, tree};
+use crate::sys::{clock, fd, process, signal, thread, tree};
 use crate::wire::frame::{Decoder, Frame};
 use crate::wire::message::{self, Contract, FromWorker, Role, ToWorker, Wish};
 
@@ -117,6 +117,8 @@ pub fn forget_all() {
     crate::events::forget_in_child();
     CONTEXTS.forget();
     held::forget_all();
+    terminal::forget_all();
+    clock::forget_in_child();
 }
 
 impl Context {
@@ -564,10 +566,19 @@ fn listen(mut reader: Reader, door: &Arc<Door>) {
                     message @ (ToWorker::About { .. }
                     | ToWorker::Lodge { .. }
                     | ToWorker::Lodger { .. }
-                    | ToWorker::Own { .. }),
+                    | ToWorker::Own { .. }
+                    | ToWorker::Hold { .. }),
                 ) => {
                     let fds = reader.arrived.take(message.descriptors());
                     hear(Letter { message, payload: frame.payload.into(), fds });
+                }
+                Ok(ToWorker::Terminal { ticket, refused: Some(refused) }) => {
+                    terminal::answer(ticket, Err(refused.into()));
+                }
+                Ok(ToWorker::Terminal { ticket, refused: None }) => {
+                    let come = reader.arrived.take(1).pop();
+                    let lost = || Error::state("no descriptor is left here for the terminal");
+                    terminal::answer(ticket, come.ok_or_else(lost));
                 }
                 Ok(ToWorker::Spec { .. } | ToWorker::Template { .. }) => {
                     give_up("a second order of what to be")

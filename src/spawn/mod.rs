@@ -11,6 +11,7 @@ pub mod parcel;
 pub mod request;
 pub mod stdio;
 pub mod subint;
+pub mod terminal;
 pub mod zygote;
 
 use self::parcel::Content;

@@ -2,6 +2,7 @@
 //! decisions about a worker's end are made here, one after the other. It never waits for Python, for
 //! a worker or for a lock that is held across a wait.
 
+mod debugging;
 mod pausing;
 mod process;
 mod relations;
@@ -18,6 +19,7 @@ use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
+use debugging::Debugging;
 pub(super) use process::Process;
 use relations::ask_for;
 use witness::Witness;
@@ -67,6 +69,8 @@ pub(super) enum Command {
     Cancel(u64),
     /// Have it stand still, or go on, and say when that is done.
     Pause(u64, bool, Arc<Slot<()>>),
+    /// A thread of the program itself wants the terminal, by this ticket, or not any more.
+    Terminal(u64, bool),
     /// End it.
     Kill(u64, Reason),
     /// Nobody looks after the control socket any more.
@@ -169,6 +173,7 @@ pub(super) struct Reactor {
     /// reason to end it at once, if there is one by now.
     asked: HashMap<(u64, u64), Option<Reason>>,
     control: Option<Arc<Control>>,
+    debugging: Debugging,
     witness: Witness,
 }
 
@@ -197,6 +202,7 @@ impl Reactor {
             alarms: BTreeSet::new(),
             asked: HashMap::new(),
             control: None,
+            debugging: Debugging::default(),
             witness: Witness::default(),
         })
     }
@@ -282,6 +288,7 @@ impl Reactor {
                     // Failing: nobody waits for it any more.
                     let _ = done.fill(());
                 }
+                Command::Terminal(ticket, wanted) => self.wants_terminal(None, ticket, wanted),
                 Command::Kill(id, reason) => {
                     // What it has said already (that it runs, say) decides where the ladder begins.
                     self.read_channel(id);
@@ -387,6 +394,7 @@ impl Reactor {
             self.fail(id, errno.to_string());
         }
         self.still(id);
+        self.tell_of_hold(id);
         match owner {
             // The order to end all that there is has come before it.
             Owner::Interpreter(_) if self.supervisor.is_closing() => self.kill(id, Reason::Shutdown),
@@ -573,11 +581,15 @@ impl Reactor {
             FromWorker::Exited { .. } | FromWorker::Cancelled => entry.seen.report = Some(message),
             FromWorker::Own { id: theirs, report } => self.reported(id, theirs, report),
             FromWorker::Lodger { id: lodger, news } => self.hear_of_lodger(id, lodger, news, content),
+            FromWorker::Terminal { ticket, wanted } => self.wants_terminal(Some(id), ticket, wanted),
             FromWorker::About { id: theirs, wish } => self.wished(id, theirs, wish, along, content.bytes()),
         }
     }
 
     fn cancel(&mut self, id: u64) {
+        if self.put_off_cancel(id) {
+            return;
+        }
         self.set_free(id);
         let Some(entry) = self.entries.get_mut(&id) else { return };
         entry.seen.cancelled = true;
@@ -594,12 +606,17 @@ impl Reactor {
 
     /// Says something to a process.
     fn tell(&mut self, id: u64, message: &ToWorker, content: Option<Content>) {
-        let Some(Entry { link: Link::Process(process), .. }) = self.entries.get_mut(&id) else { return };
         let content = content.unwrap_or_else(Content::none);
-        let payload = content.bytes();
+        let along = content.memory().cloned();
+        self.tell_with(id, message, content.bytes(), along);
+    }
+
+    /// As above, with a payload and a descriptor.
+    fn tell_with(&mut self, id: u64, message: &ToWorker, payload: Arc<Vec<u8>>, along: Option<Arc<OwnedFd>>) {
+        let Some(Entry { link: Link::Process(process), .. }) = self.entries.get_mut(&id) else { return };
         match message::encode(message, payload.len()) {
             Ok(head) => {
-                process.post_with_fds(head, content.memory().cloned().into_iter().collect());
+                process.post_with_fds(head, along.into_iter().collect());
                 process.post(payload);
                 self.flush(id);
             }
@@ -646,6 +663,9 @@ impl Reactor {
 
     /// Begins to end a worker, unless it was first: then its end is its own, and will be seen in a moment.
     fn kill(&mut self, id: u64, reason: Reason) {
+        if self.put_off_kill(id, reason) {
+            return;
+        }
         self.set_free(id);
         match self.entries.get(&id).map(|entry| &entry.link) {
             Some(Link::Process(process)) if process.has_ended() => {}
@@ -860,6 +880,7 @@ impl Reactor {
 
     /// The worker is really gone: publishes its end, unless it had been given up before.
     fn gone(&mut self, id: u64) {
+        self.forget_debugger(id);
         if self.end_those_of(id) {
             // Its own end is told when they have ended.
             if let Some(entry) = self.entries.get_mut(&id) {
@@ -972,6 +993,9 @@ impl Reactor {
                 return;
             }
             self.alarms.pop_first();
+            if self.put_off_alarm(at, id, alarm) {
+                continue;
+            }
             let Some(entry) = self.entries.get_mut(&id) else { continue };
             match (alarm, entry.climb) {
                 (Alarm::Timeout, _) => {

@@ -236,6 +236,11 @@ impl Supervisor {
         }
     }
 
+    /// A thread of an interpreter that is no worker wants the program's terminal, by its ticket; or not any more.
+    pub fn wants_terminal(&self, ticket: u64, wanted: bool) {
+        self.order(Command::Terminal(ticket, wanted));
+    }
+
     /// Begins to end a worker.
     pub fn kill(&self, worker: &Worker) {
         self.order(Command::Kill(worker.id, Reason::Killed));

@@ -4,6 +4,7 @@
 //! `_exit`) is wrapped here once.
 #![allow(unsafe_code)] // the syscalls that rustix has no safe wrapper for
 
+pub mod clock;
 pub mod cpu;
 pub mod event;
 pub mod fd;

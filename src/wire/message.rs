@@ -68,6 +68,18 @@ pub enum ToWorker {
         /// What there is to tell. Payload: what the worker ended with, if that is it.
         news: News,
     },
+    /// The terminal that it has asked for comes beside this.
+    Terminal {
+        /// The number by which it asked.
+        ticket: u64,
+        /// Why it does not.
+        refused: Option<Relayed>,
+    },
+    /// Somebody debugs: end nobody, until he does not any more.
+    Hold {
+        /// That somebody does.
+        on: bool,
+    },
 }
 
 /// What is told of a worker to whoever asked for it.
@@ -123,11 +135,13 @@ impl ToWorker {
         match self {
             Self::Spec { roles, .. } | Self::Lodge { roles, .. } => roles.len(),
             Self::About { news, .. } => news.descriptors(),
+            Self::Terminal { refused, .. } => usize::from(refused.is_none()),
             Self::Template { .. }
             | Self::Cancel
             | Self::Press { .. }
             | Self::Lodger { .. }
-            | Self::Own { .. } => 0,
+            | Self::Own { .. }
+            | Self::Hold { .. } => 0,
         }
     }
 }
@@ -367,6 +381,13 @@ pub enum FromWorker {
         /// What it wants.
         wish: Wish,
     },
+    /// For a debugger.
+    Terminal {
+        /// A number of its own for this.
+        ticket: u64,
+        /// It wants the program's terminal; or not any more.
+        wanted: bool,
+    },
 }
 
 impl FromWorker {
@@ -377,9 +398,12 @@ impl FromWorker {
             Self::Raised { .. } => Some("raised"),
             Self::Exited { .. } => Some("exited"),
             Self::Cancelled => Some("cancelled"),
-            Self::Started | Self::Refused | Self::Lodger { .. } | Self::Own { .. } | Self::About { .. } => {
-                None
-            }
+            Self::Started
+            | Self::Refused
+            | Self::Lodger { .. }
+            | Self::Own { .. }
+            | Self::About { .. }
+            | Self::Terminal { .. } => None,
         }
     }
 }

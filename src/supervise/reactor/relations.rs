@@ -195,8 +195,12 @@ impl Reactor {
                     Wish::Spawn { .. } => {}
                 }
             }
-            ToWorker::Spec { .. } | ToWorker::Template { .. } | ToWorker::Cancel | ToWorker::Press { .. } => {
-            }
+            ToWorker::Hold { on } => self.heard_of_hold(on),
+            ToWorker::Spec { .. }
+            | ToWorker::Template { .. }
+            | ToWorker::Cancel
+            | ToWorker::Press { .. }
+            | ToWorker::Terminal { .. } => {}
         }
     }
 

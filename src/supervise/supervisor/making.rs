@@ -160,6 +160,9 @@ impl Supervisor {
         }
         let id = *number.insert(self.next_id.fetch_add(1, Ordering::Relaxed));
         let name = request.name.clone().unwrap_or_else(|| format!("{}-{id}", short(&request.target)));
+        if let Some(spec) = request.spec.as_object_mut() {
+            spec.insert("name".into(), json!(name));
+        }
         let (mut streams, surroundings) = match given {
             Given::Nothing => (Streams::open(&request.stdio)?, None),
             Given::Streams(streams) => (Some(streams), None),

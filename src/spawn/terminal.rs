@@ -1,0 +1,70 @@
+//! The threads of this process that want the program's terminal, for a debugger.
+//!
+//! There is one terminal and a tree of processes, so the supervisor of the program lends it: to one at a time, in
+//! the order in which they asked. What it lends is a descriptor of the terminal itself.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::sys::event::{Slot, Wait};
+use crate::sys::fork_local::ForkLocal;
+use crate::sys::lock::lock;
+
+type Turn = Slot<Result<OwnedFd>>;
+
+static TURNS: ForkLocal<Mutex<HashMap<u64, Arc<Turn>>>> = ForkLocal::new();
+static LAST: AtomicU64 = AtomicU64::new(0);
+
+/// How long a thread waits before it looks whether a signal, or somebody else, wants something of it.
+const LOOK_UP: Duration = Duration::from_millis(100);
+
+/// Lines up; the caller then asks for the terminal with this ticket.
+///
+/// # Errors
+/// In a process that was forked behind our back.
+pub fn line_up() -> Result<u64> {
+    let ticket = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+    lock(TURNS.get_or_make(|| Ok(Mutex::default()))?).insert(ticket, Arc::default());
+    Ok(ticket)
+}
+
+/// Waits for the ticket's turn, once.
+///
+/// # Errors
+/// Interrupted, now and then: call it again to go on waiting. Why there is no terminal to be had.
+pub fn wait(ticket: u64) -> Result<OwnedFd> {
+    let turn = turn(ticket).ok_or_else(|| Error::state("that turn at the terminal is over"))?;
+    match turn.wait_until(Some(Instant::now() + LOOK_UP)) {
+        Wait::Set => {}
+        Wait::TimedOut | Wait::Interrupted => return Err(Error::interrupted()),
+    }
+    turn.take(Some(Instant::now())).ok_or_else(|| Error::state("that turn at the terminal was taken"))?
+}
+
+/// Answers the ticket. Where nobody waits for that any more, the terminal comes back by being closed.
+pub fn answer(ticket: u64, answer: Result<OwnedFd>) {
+    if let Some(turn) = turn(ticket) {
+        // Failing: whoever waited has gone, and gives the ticket back.
+        let _ = turn.fill(answer);
+    }
+}
+
+/// Steps out of the line, or gives up the turn.
+pub fn step_out(ticket: u64) {
+    if let Ok(Some(turns)) = TURNS.get() {
+        lock(turns).remove(&ticket);
+    }
+}
+
+/// In the only thread of a fork's child.
+pub(super) fn forget_all() {
+    TURNS.forget();
+}
+
+fn turn(ticket: u64) -> Option<Arc<Turn>> {
+    TURNS.get().ok().flatten().and_then(|turns| lock(turns).get(&ticket).cloned())
+}

@@ -1,0 +1,292 @@
+//! Who debugs: one thread of all the program's processes at a time has the terminal, and nobody is ended for being
+//! late meanwhile, or because somebody wants that. The supervisor of the program lends the terminal, and tells
+//! those of its workers' processes to hold.
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::process::Pid;
+use rustix::termios::{OptionalActions, Termios};
+
+use super::super::ladder::Reason;
+use super::{Alarm, Link, Reactor};
+use crate::error::{Error, Result};
+use crate::events::fault;
+use crate::spawn::{context, terminal};
+use crate::sys::{clock, fd};
+use crate::wire::message::{FromWorker, ToWorker};
+
+/// Whoever wants the terminal, or has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Caller {
+    /// The worker, by its number here; `None` for the program itself.
+    worker: Option<u64>,
+    ticket: u64,
+}
+
+/// The line at the terminal, and what waits for its end.
+#[derive(Default)]
+pub(super) struct Debugging {
+    line: VecDeque<Caller>,
+    lent: Option<(Caller, Lent)>,
+    /// Since when nobody is ended.
+    held: Option<Instant>,
+    /// What has fallen due meanwhile.
+    overdue: Vec<(Instant, u64, Alarm)>,
+    put_off: Vec<PutOff>,
+}
+
+enum PutOff {
+    Cancel(u64),
+    Kill(u64, Reason),
+}
+
+/// The terminal as it was before it was lent.
+struct Lent {
+    terminal: OwnedFd,
+    modes: Termios,
+    /// The foreground was given to a worker's process group.
+    moved: bool,
+}
+
+impl Lent {
+    /// # Errors
+    /// Why nobody can be asked anything there.
+    fn to(process: Option<i32>) -> Result<Self> {
+        let terminal = fd::open("/dev/tty".as_ref(), rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY)
+            .map_err(|_| {
+            Error::state(
+                "breakpoint() needs a terminal, and this program has none; PYTHONBREAKPOINT=0 passes over \
+                     it, and `tractor-host dump` shows what a worker is doing",
+            )
+        })?;
+        let failed = |errno| Error::os("use the terminal", errno);
+        let modes = rustix::termios::tcgetattr(&terminal).map_err(failed)?;
+        if rustix::termios::tcgetpgrp(&terminal).map_err(failed)? != rustix::process::getpgrp() {
+            return Err(Error::state(
+                "breakpoint() needs the terminal, and this program runs in its background: bring it to the \
+                 foreground first (`fg`)",
+            ));
+        }
+        // One of another session has no foreground to be in, and reads all the same.
+        let group = process.and_then(Pid::from_raw);
+        let moved = group.is_some_and(|group| rustix::termios::tcsetpgrp(&terminal, group).is_ok());
+        Ok(Self { terminal, modes, moved })
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // A terminal that is gone needs nothing given back.
+        if self.moved {
+            let _ = rustix::termios::tcsetpgrp(&self.terminal, rustix::process::getpgrp());
+        }
+        let _ = rustix::termios::tcsetattr(&self.terminal, OptionalActions::Now, &self.modes);
+    }
+}
+
+impl Reactor {
+    /// Somebody wants the terminal, or does not want it any more.
+    pub(super) fn wants_terminal(&mut self, worker: Option<u64>, ticket: u64, wanted: bool) {
+        let caller = Caller { worker, ticket };
+        if context::of_process().is_some() {
+            // The supervisor that this process is a worker of lends it.
+            self.debugging.line.retain(|other| *other != caller);
+            if wanted {
+                self.debugging.line.push_back(caller);
+            }
+            self.supervisor.tell_patron(FromWorker::Terminal { ticket, wanted }, None);
+            return;
+        }
+        if wanted {
+            self.debugging.line.push_back(caller);
+        } else {
+            self.leave_terminal(|other| other == caller);
+        }
+        self.lend();
+    }
+
+    /// A worker is gone: it wants nothing, and has nothing.
+    pub(super) fn forget_debugger(&mut self, worker: u64) {
+        let its = |caller: Caller| caller.worker == Some(worker);
+        if context::of_process().is_some() {
+            let tickets: Vec<u64> = self
+                .debugging
+                .line
+                .iter()
+                .filter(|caller| its(**caller))
+                .map(|caller| caller.ticket)
+                .collect();
+            for ticket in tickets {
+                terminal::step_out(ticket);
+                self.wants_terminal(Some(worker), ticket, false);
+            }
+        } else {
+            self.leave_terminal(its);
+            self.lend();
+        }
+    }
+
+    fn leave_terminal(&mut self, its: impl Fn(Caller) -> bool) {
+        self.debugging.line.retain(|caller| !its(*caller));
+        if let Some((caller, lent)) = self.debugging.lent.take_if(|(caller, _)| its(*caller)) {
+            drop(lent);
+            self.tell_of_debugger(caller, false);
+        }
+    }
+
+    fn tell_of_debugger(&self, caller: Caller, on: bool) {
+        if let Some(entry) = caller.worker.and_then(|id| self.entries.get(&id)) {
+            tell!(INFO, WORKER, "debug", entry.worker, on);
+        }
+    }
+
+    /// Lends the terminal to the next in the line, if it is there.
+    fn lend(&mut self) {
+        while self.debugging.lent.is_none()
+            && let Some(caller) = self.debugging.line.pop_front()
+        {
+            let process = match caller.worker.map(|id| self.entries.get(&id).map(|entry| &entry.link)) {
+                None | Some(Some(Link::Subint(_))) => None,
+                Some(Some(Link::Process(process))) => Some(process.pid()),
+                // It has gone meanwhile.
+                Some(_) => continue,
+            };
+            let lent = Lent::to(process).and_then(|lent| Ok((fd::duplicate(&lent.terminal)?, lent)));
+            let copy = lent.map(|(copy, lent)| {
+                self.tell_of_debugger(caller, true);
+                self.debugging.lent = Some((caller, lent));
+                copy
+            });
+            match (process, caller.worker) {
+                (Some(_), Some(worker)) => self.answer_process(worker, caller.ticket, copy),
+                _ => terminal::answer(caller.ticket, copy),
+            }
+        }
+        let held = self.debugging.lent.is_some();
+        if held != self.debugging.held.is_some() {
+            let processes: Vec<u64> = self
+                .entries
+                .values()
+                .filter(|entry| matches!(entry.link, Link::Process(_)) && !entry.over)
+                .map(|entry| entry.worker.id)
+                .collect();
+            for id in processes {
+                self.tell(id, &ToWorker::Hold { on: held }, None);
+            }
+            self.hold(held);
+        }
+    }
+
+    fn answer_process(&mut self, worker: u64, ticket: u64, answer: Result<OwnedFd>) {
+        let (refused, terminal) = match answer {
+            Ok(terminal) => (None, Some(terminal)),
+            Err(error) => (Some(error.into()), None),
+        };
+        self.tell_with(
+            worker,
+            &ToWorker::Terminal { ticket, refused },
+            Arc::default(),
+            terminal.map(Arc::new),
+        );
+    }
+
+    /// Nobody is ended from now on for being late, or because somebody wants that; or all that is made up for.
+    pub(super) fn hold(&mut self, on: bool) {
+        clock::hold(on);
+        if on {
+            self.debugging.held.get_or_insert_with(Instant::now);
+            return;
+        }
+        let Some(since) = self.debugging.held.take() else { return };
+        let lost = since.elapsed();
+        let overdue = std::mem::take(&mut self.debugging.overdue);
+        let (thaws, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.alarms)
+            .into_iter()
+            .chain(overdue)
+            .partition(|(.., alarm)| *alarm == Alarm::Thaw);
+        self.alarms.extend(thaws);
+        self.alarms.extend(later.into_iter().map(|(at, id, alarm)| (at + lost, id, alarm)));
+        for climb in self.entries.values_mut().filter_map(|entry| entry.climb.as_mut()) {
+            climb.until += lost;
+        }
+        for order in std::mem::take(&mut self.debugging.put_off) {
+            match order {
+                PutOff::Cancel(id) => self.cancel(id),
+                PutOff::Kill(id, reason) => self.kill(id, reason),
+            }
+        }
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.debugging.held.is_some()
+    }
+
+    /// Whether an alarm that is due must wait; then it does.
+    pub(super) fn put_off_alarm(&mut self, at: Instant, id: u64, alarm: Alarm) -> bool {
+        let waits = self.is_held() && alarm != Alarm::Thaw;
+        if waits {
+            self.debugging.overdue.push((at, id, alarm));
+        }
+        waits
+    }
+
+    /// Whether a request to stop must wait; then it does.
+    pub(super) fn put_off_cancel(&mut self, id: u64) -> bool {
+        let waits = self.must_wait(id);
+        if waits {
+            self.debugging.put_off.push(PutOff::Cancel(id));
+        }
+        waits
+    }
+
+    /// Whether an order to end must wait; then it does.
+    pub(super) fn put_off_kill(&mut self, id: u64, reason: Reason) -> bool {
+        // The first ones follow from an end that has come already. Who breaks the protocol debugs nothing.
+        let follows =
+            matches!(reason, Reason::OwnerDied | Reason::OwnerGone | Reason::Shared(_) | Reason::Protocol);
+        // It was pressed at the program, not at the debugger; or the GIL of everybody is held.
+        let pressing = matches!(reason, Reason::Interrupted | Reason::HeldGil(_));
+        let waits = !follows && !pressing && self.must_wait(id);
+        if waits {
+            self.debugging.put_off.push(PutOff::Kill(id, reason));
+        }
+        waits
+    }
+
+    /// Whether somebody debugs to whom the end of this one could matter: what the debugged one has started is its
+    /// own to end.
+    fn must_wait(&self, id: u64) -> bool {
+        if self.entries.get(&id).is_some_and(|entry| matches!(entry.link, Link::Elsewhere(_))) {
+            // The other supervisor knows.
+            return false;
+        }
+        let debugged = self.debugging.lent.as_ref().and_then(|(caller, _)| caller.worker);
+        let mut above = self.entries.get(&id).and_then(|entry| entry.worker.parent);
+        while let Some(parent) = above {
+            if Some(parent) == debugged {
+                return false;
+            }
+            above = self.entries.get(&parent).and_then(|entry| entry.worker.parent);
+        }
+        self.is_held()
+    }
+
+    /// Tells a process that is new.
+    pub(super) fn tell_of_hold(&mut self, id: u64) {
+        if self.is_held() {
+            self.tell(id, &ToWorker::Hold { on: true }, None);
+        }
+    }
+
+    /// The letters of the supervisor of this process, a worker.
+    pub(super) fn heard_of_hold(&mut self, on: bool) {
+        if context::of_process().is_none() {
+            fault!("told to hold by nobody");
+            return;
+        }
+        self.hold(on);
+    }
+}
