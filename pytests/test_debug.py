@@ -529,24 +529,23 @@ def test_the_program_itself_can_stand_in_the_line(
 if __name__ == "__main__":
     sys.breakpointhook = th.breakpointhook
     worker = th.spawn(stop, 1, backend=sys.argv[1], name="w", stdio="null")
-    helpless = th.spawn(time.sleep, 60, timeout=0.2, cancel_timeout=0.1, kill_timeout=1)
     while not any(event.kind == "debug" for event in th.events()):
         time.sleep(0.01)
     breakpoint()
-    assert helpless.exit is None
     show("worker", worker)
-    show("helpless", helpless)
+    show("late", late)
 """,
         backend,
     )
     one.until("(Pdb w) ")
     one.type("c\n")
     one.until("(Pdb) ")
-    one.type("time.sleep(1)\n")
-    one.until("(Pdb) ")
+    one.command("late = th.spawn(time.sleep, 60, timeout=0.2, cancel_timeout=0.1, kill_timeout=1)", "(Pdb) ")
+    one.command("time.sleep(1)", "(Pdb) ")
+    assert "\nNone\n" in one.command("p late.exit", "(Pdb) ")
     one.type("c\n")
     one.until("<worker returned 2>")
-    one.match("<helpless (cancelled|killed) ran longer than its timeout of 0.2 s, (stopped|ended)")
+    one.match("<late (cancelled|killed) ran longer than its timeout of 0.2 s, (stopped|ended)")
 
 
 def test_bad_arguments(program: Make, backend: str) -> None:
