@@ -1029,6 +1029,15 @@ def write_raw() -> None:
     os.write(2, b"err by fd\n")
 
 
+_calls_so_far = 0
+
+
+def count_calls() -> int:
+    global _calls_so_far
+    _calls_so_far += 1
+    return _calls_so_far
+
+
 def write_much(count: int) -> None:
     line = "x" * 1023 + "\n"
     for _ in range(count // 1024):

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import dis
 import functools
 import gc
+import itertools
 import operator
 import os
 import pickle
+import random
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, BrokenExecutor, CancelledError, wait
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -501,7 +506,7 @@ def test_a_stuck_task_does_not_keep_the_program_from_ctrl_c(program: Callable[..
     with program(source).start(env=importable()) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "ready\n"
-        # It waits: an interrupt in the middle of a `with lock:` leaves that locked, in all of CPython.
+        # An interrupt of that call, and of no other.
         until(lambda: Path(f"/proc/{running.pid}/wchan").read_text().startswith("futex"), "the wait")
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=PATIENCE)
@@ -559,6 +564,43 @@ def test_as_completed_and_wait() -> None:
         done, left = wait([slow, fast], PATIENCE, FIRST_COMPLETED)
         assert (done, left) == ({fast}, {slow})
         assert set(concurrent.futures.as_completed([slow, fast], PATIENCE)) == {slow, fast}
+
+
+def test_waiting_for_many_while_they_finish() -> None:
+    """With those of another executor among them, each is told of once, whenever it finishes."""
+    with th.Executor(3) as pool, concurrent.futures.ThreadPoolExecutor(2) as threads:
+        for turn in range(60):
+            futures = [
+                (threads if number % 3 == 0 else pool).submit(divmod, number, 2 if number % 5 else 0)
+                for number in range(turn % 13 + 1)
+            ]
+            for how in (FIRST_COMPLETED, FIRST_EXCEPTION):
+                done, left = wait(futures, PATIENCE, how)
+                assert done
+                assert len(done) + len(left) == len(futures)
+            if turn % 2:
+                completed = list(concurrent.futures.as_completed(futures, PATIENCE))
+                assert len(completed) == len(futures)
+                assert set(completed) == set(futures)
+            else:
+                assert wait(futures, PATIENCE).done == set(futures)
+            assert sum(future.exception(0) is not None for future in futures) == (turn % 13) // 5 + 1
+
+
+def test_waiting_for_too_long() -> None:
+    with th.Executor(1, cancel_timeout=0.1) as pool:
+        future = pool.submit(targets.sleep)
+        for timeout in (0, -1, 0.01):
+            with pytest.raises(TimeoutError):
+                future.result(timeout)
+            with pytest.raises(TimeoutError):
+                future.exception(timeout)
+            with pytest.raises(TimeoutError):
+                next(concurrent.futures.as_completed([future], timeout))
+            assert wait([future], timeout).not_done == {future}
+        assert future._over._sleepers == []
+        assert future._watchers().waiting == []
+        assert future.cancel()
 
 
 @pytest.mark.parametrize(
@@ -622,26 +664,22 @@ def test_a_main_module_that_fails_is_told_each_time(program: Callable[..., Progr
     assert (found.stdout, found.stderr) == ("LookupError('not yet')\n2 4\n", "")
 
 
-def test_a_pool_that_is_collected_while_its_lock_is_held() -> None:
-    pool = th.Executor(1)
-    future = pool.submit(targets.return_after, 0.1, 1)
-    inner = pool._pool
-    with inner._lock:
-        del pool
-        gc.collect()
+def test_a_pool_that_its_own_thread_collects() -> None:
+    pools = [th.Executor(1)]
+    inner = pools[0]._pool
+    future = pools[0].submit(targets.return_after, 0.1, 1)
+    future.add_done_callback(lambda _: pools.clear())
     assert future.result(PATIENCE) == 1
     inner.join()
+    assert not inner.workers()
 
 
 def ready_ones(pool: th.Executor) -> list[th.Worker]:
-    with pool._pool._lock:
-        return [slot.worker for slot in pool._pool._slots.values() if slot.ready]
+    return [slot.worker for slot in list(pool._pool._slots.values()) if slot.ready]
 
 
 def test_tasks_that_are_submitted_cancelled_and_killed_at_random(backend: str) -> None:
     """All futures come to an end, and so do all workers."""
-    import random
-
     seed = random.randrange(1 << 32)
     chance = random.Random(seed)
     futures = []
@@ -664,3 +702,235 @@ def test_tasks_that_are_submitted_cancelled_and_killed_at_random(backend: str) -
             error = future.exception(0)
             assert error is None or isinstance(error, th.WorkerDied), f"seed {seed}"
             assert error is not None or future.result(0) == number, f"seed {seed}"
+
+
+def test_a_call_that_is_sent_twice_is_carried_out_once(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is if who sends it seems to have been interrupted, and was only slow."""
+    pools = th.executor._Pool  # type: ignore[attr-defined]
+    send = pools._send
+
+    def send_twice(pool: Any, turn: Any, task: Any) -> None:
+        send(pool, turn, task)
+        send(pool, turn, task)
+
+    monkeypatch.setattr(pools, "_send", send_twice)
+    ours, theirs = socket.socketpair()
+    with th.Executor(1, backend) as pool, ours:
+        assert [pool.submit(targets.count_calls).result(PATIENCE) for _ in range(5)] == [1, 2, 3, 4, 5]
+        with theirs:
+            assert pool.submit(targets.send_over, theirs, b"once").result(PATIENCE) is None
+        assert pool.submit(targets.count_calls).result(PATIENCE) == 6
+        # What came beside the second one is closed.
+        assert ours.recv(10) == b"once"
+        assert ours.recv(10) == b""
+
+
+# -- Ctrl-C ------------------------------------------------------------------------------------------------------
+
+
+class Interrupts:
+    """Raises `KeyboardInterrupt` between any two instructions of this thread's Python code, as a Ctrl-C does.
+
+    CPython looks for signals at fewer places than that, but at those that there are after each call.
+    """
+
+    _TOOL = 4
+    _SHUT = ("PUSH_EXC_INFO", "POP_EXCEPT", "COPY", "RERAISE")
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._count = 0
+        self._marks: set[int] = set()
+
+    def _passed(self, code: CodeType, offset: int) -> None:
+        if threading.get_ident() != self._thread or not self._marks or code.co_filename == __file__:
+            return
+        # None comes out of a destructor, or between the steps of catching another one.
+        if code.co_name == "__del__" or dis.opname[code.co_code[offset]] in self._SHUT:
+            return
+        self._count += 1
+        if self._count in self._marks:
+            self._marks.discard(self._count)
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> Interrupts:
+        sys.monitoring.use_tool_id(self._TOOL, "interrupts")
+        sys.monitoring.register_callback(self._TOOL, sys.monitoring.events.INSTRUCTION, self._passed)
+        sys.monitoring.set_events(self._TOOL, sys.monitoring.events.INSTRUCTION)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.monitoring.set_events(self._TOOL, 0)
+        sys.monitoring.free_tool_id(self._TOOL)
+
+    def come(self, marks: set[int], during: Callable[[], object]) -> bool:
+        """Whether as many instructions as these are were executed, so that there was one."""
+        first = min(marks)
+        self._count, self._marks = 0, marks
+        try:
+            during()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            self._marks = set()
+        return self._count >= first
+
+
+def elsewhere[T](call: Callable[[], T]) -> T:
+    """On another thread, which can't have what this one holds; in time."""
+    found: list[T] = []
+    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    assert found, "stuck"
+    return found[0]
+
+
+def answers(pool: th.Executor, kept: list[Any]) -> bool:
+    """Whether it carries out what it is asked to, and has come to an end with these."""
+    return pool.submit(divmod, 7, 2).result(PATIENCE) == (3, 1) and not wait(kept, PATIENCE).not_done
+
+
+def at_rest(pool: th.Executor) -> bool:
+    """Whether no task is left anywhere, and whoever is there can be called."""
+    inner = pool._pool
+    slots = list(inner._slots.values())
+    idle = sum(slot.ready and slot.task is None and slot.turn in inner._idle for slot in slots)
+    return not inner._inbox and not inner._waiting and not inner._requests and idle == len(slots)
+
+
+def submits(pool: th.Executor, kept: list[Any]) -> None:
+    for number in range(3):
+        kept.append(pool.submit(abs, -number))
+    for future in kept:
+        future.result(PATIENCE)
+
+
+def cancels(pool: th.Executor, kept: list[Any]) -> None:
+    kept.append(pool.submit(targets.add, 1, 2))
+    kept.append(pool.submit(targets.add, 3, 4))
+    for future in kept:
+        future.add_done_callback(lambda _: None)
+        future.cancel()
+
+
+def asks(pool: th.Executor, kept: list[Any]) -> None:
+    future = pool.submit(abs, -1)
+    kept.append(future)
+    future.add_done_callback(lambda _: None)
+    repr(future), future.running(), future.done(), future.cancelled()
+    future.exception(PATIENCE)
+    future.add_done_callback(lambda _: None)
+
+
+def waits(pool: th.Executor, kept: list[Any]) -> None:
+    kept.append(pool.submit(abs, -1))
+    assert not wait(kept, PATIENCE).not_done
+    kept.append(pool.submit(abs, -2))
+    assert len(list(concurrent.futures.as_completed(kept, PATIENCE))) == 2
+
+
+def limits(pool: th.Executor, kept: list[Any]) -> None:
+    kept.append(pool.with_timeout(PATIENCE).submit(abs, -1))
+    kept += [pool.submit(abs, -2)]
+    assert list(pool.map(abs, range(-2, 0))) == [2, 1]
+
+
+STRESS = pytest.mark.stress
+
+
+@pytest.mark.parametrize(
+    ("do", "again"),
+    [
+        (submits, None), (cancels, None), (asks, None), (waits, None), (submits, 1), (cancels, 1),
+        *[pytest.param(do, 1, marks=STRESS) for do in (asks, waits, limits)],
+        *[pytest.param(do, 30, marks=STRESS) for do in (submits, cancels, asks, waits, limits)],
+    ],
+)  # fmt: skip
+def test_an_interrupt_at_any_instruction_leaves_a_pool_that_works(do: Any, again: int | None) -> None:
+    """Nothing that was submitted is lost, and nothing is stuck; also if a second one comes soon after."""
+    called: list[Any] = []
+    with th.Executor(1, cancel_timeout=0.05) as pool, Interrupts() as interrupts:
+        do(pool, [])
+        for first in itertools.count(1):
+            kept: list[Any] = []
+            marks = {first} if again is None else {first, first + again}
+            if not interrupts.come(marks, functools.partial(do, pool, kept)):
+                break
+            for future in kept:
+                future.add_done_callback(called.append)
+            assert elsewhere(functools.partial(answers, pool, kept)), first
+            until(functools.partial(at_rest, pool), f"rest after an interrupt at {first}")
+            assert all(future in called for future in kept), first
+        assert first > 100
+
+
+@pytest.mark.parametrize("end", ["shutdown", "terminate_workers"])
+def test_an_interrupt_at_any_instruction_leaves_a_pool_that_can_be_ended(end: str) -> None:
+    """From its making, by way of its first task, which starts its thread, to its end."""
+    pools: list[th.Executor] = []
+
+    def live() -> None:
+        pools.append(th.Executor(1, cancel_timeout=0.05))
+        pools[-1].submit(abs, -1)
+        getattr(pools[-1], end)()
+
+    with Interrupts() as interrupts:
+        for first in itertools.count(1):
+            if not interrupts.come({first}, live):
+                break
+            while pools:
+                elsewhere(pools[-1].shutdown)
+                assert pools.pop().workers() == [], first
+        assert first > 100
+
+
+STORM = """
+    import random, signal, sys, time
+    import tractor_host as th
+
+    def come(*_):
+        # A second one comes while the first one is dealt with.
+        if seconds and chance.random() < 0.5:
+            signal.setitimer(signal.ITIMER_REAL, chance.random() * seconds.pop() + 1e-6)
+        raise KeyboardInterrupt
+
+    def once(pool):
+        future = None
+        try:
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, chance.random() * 4e-4 + 1e-6)
+                    future = pool.submit(divmod, 7, 2)
+                    assert future.result(30) == (3, 1)
+                    pool.submit(abs, -1).cancel()
+                finally:
+                    seconds.clear()
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            finally:
+                if future is not None:
+                    futures.append(future)
+        except KeyboardInterrupt:
+            return True
+        return False
+
+    if __name__ == "__main__":
+        chance = random.Random(sys.argv[2])
+        futures, seconds, count, number = [], [], 0, 0
+        signal.signal(signal.SIGALRM, come)
+        until = time.monotonic() + float(sys.argv[1])
+        with th.Executor(2, cancel_timeout=0.05) as pool:
+            while time.monotonic() < until:
+                seconds[:] = [1e-4]
+                count += once(pool)
+                number += 1
+            assert pool.submit(divmod, 7, 2).result(30) == (3, 1)
+            assert all(future.result(30) == (3, 1) for future in futures)
+        print(count >= number // 10 > 10, pool.workers(), len(futures) > 10)
+"""
+
+
+def test_a_storm_of_interrupts(program: Callable[..., Program]) -> None:
+    seed = random.randrange(1 << 32)
+    found = program(STORM).run("3", str(seed))
+    assert (found.stdout, found.stderr) == ("True [] True\n", ""), f"seed {seed}"

@@ -259,13 +259,17 @@ def serve(
         if initializer is not None:
             initializer(*initargs)
         link.send(READY, 0)
-        serve_calls(link)
+        serve_calls(link, once=True)
     finally:
         link.close()
 
 
-def serve_calls(link: Link) -> None:
-    """Carries out one call after the other, until there is nobody left to call."""
+def serve_calls(link: Link, *, once: bool = False) -> None:
+    """Carries out one call after the other, until there is nobody left to call.
+
+    `once`: their numbers rise, and one that comes again is passed over.
+    """
+    last = 0
     # What to make the main module of, until that is done.
     mains: list[bytes | memoryview] = []
     while True:
@@ -275,6 +279,10 @@ def serve_calls(link: Link) -> None:
         if message.kind == MAIN:
             mains = [message.content]
             continue
+        if once and message.number <= last:
+            _close(message.passed)
+            continue
+        last = message.number
         try:
             answer = _carry_out(message, mains)
             if isinstance(answer, Packed):

@@ -3,10 +3,16 @@
 The executor, its futures and one thread share a `_Pool`. Whoever submits sends the call to an idle worker at
 once; the thread hears the answers, starts workers and buries them. Each worker has a socket of its own, so
 that none can hold up another one, whatever becomes of it.
+
+There is no lock, for the reasons in `_future`: a Ctrl-C may interrupt a caller between any two instructions,
+and the garbage collector may have one close the pool. What the pool is, its thread alone changes. Everybody
+else leaves something in its inbox and rings, or takes an idle worker's turn; either is one call in C. What he
+was interrupted in before he had sent it, the thread sends: it may come twice, and is carried out once.
 """
 
 from __future__ import annotations
 
+import _thread
 import collections
 import concurrent.futures
 import functools
@@ -22,8 +28,11 @@ from concurrent.futures import BrokenExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
-from tractor_host import _calls, _native, _remote
+# `_share` is for `_target`, which would import it while a task is submitted: a Ctrl-C in the middle of that
+# can leave a lock of importlib's taken.
+from tractor_host import _calls, _native, _remote, _share  # noqa: F401
 from tractor_host._errors import RemoteError, TaskTimeout
+from tractor_host._future import Future, Request, Signal
 from tractor_host._parcel import Packed
 from tractor_host._remote import RemoteTraceback
 from tractor_host._spawn import has_our_main, resolve_backend, spawn
@@ -41,24 +50,8 @@ _MOST_STILLBORN: Final = 3
 _AGAIN: Final = 1.0
 #: Seconds that a worker has for its end, once nobody calls it any more.
 _LEAVE: Final = 5.0
-
-
-@final
-class Future[T](concurrent.futures.Future[T]):
-    """What `Executor.submit` returns: `cancel` also ends a task that is running."""
-
-    _pool: _Pool | None = None
-
-    def cancel(self) -> bool:
-        """Has the task not run, or not run on; whether that is so.
-
-        The worker of a task that is running is ended by its ladder, and replaced; nothing else is touched.
-        `result` raises `CancelledError` from now on. `concurrent.futures.wait` and `as_completed` count it as
-        done when the worker is gone.
-        """
-        if super().cancel():
-            return True
-        return self._pool is not None and self._pool.cancel(self)
+#: Seconds until the thread does what a caller has begun, who may have been interrupted.
+_GRACE: Final = 0.05
 
 
 class Executor(concurrent.futures.Executor):
@@ -274,7 +267,7 @@ def _call_each[T](fn: Callable[..., T], chunk: Iterable[tuple[Any, ...]]) -> lis
 class _Task:
     """A call that somebody waits for."""
 
-    __slots__ = ("future", "is_begun", "is_second", "main", "target", "timeout")
+    __slots__ = ("deadline", "future", "is_begun", "is_second", "main", "target", "timeout")
 
     def __init__(
         self, future: Future[Any], timeout: float | None, fn: Any, args: Any, kwargs: dict[str, Any]
@@ -286,6 +279,8 @@ class _Task:
         """
         self.future = future
         self.timeout = timeout
+        #: When its worker is to be ended, unless it has answered.
+        self.deadline: float | None = None
         #: Whether its future counts as running: a worker is being started for it.
         self.is_begun = False
         #: Whether it is sent for the second time: the first worker died before it had read it.
@@ -294,17 +289,45 @@ class _Task:
 
     def begin(self) -> bool:
         """Has its future count as running; whether nobody has cancelled it."""
-        if not self.is_begun:
+        if not self.is_begun or self.future.cancelled():
             self.is_begun = self.future.set_running_or_notify_cancel()
         return self.is_begun
+
+    def start_clock(self) -> None:
+        """It is about to be sent."""
+        self.deadline = None if self.timeout is None else time.monotonic() + self.timeout
+
+
+class _Turn:
+    """An idle worker's next call; whoever comes first says which."""
+
+    __slots__ = ("_taken", "is_late", "is_sent", "number", "seen", "slot")
+
+    def __init__(self, slot: _Slot, number: int) -> None:
+        self.slot = slot
+        self.number = number
+        self._taken: dict[None, _Task | None] = {}
+        #: Whether it was sent, for all that is known.
+        self.is_sent = False
+        #: When the thread has first seen that it was not; whether whoever has taken it can't send it.
+        self.seen = 0.0
+        self.is_late = False
+
+    def take(self, task: _Task | None) -> bool:
+        """Whether it is this one's from now on; with `None`, whether it is nobody's."""
+        return self._taken.setdefault(None, task) is task
+
+    @property
+    def task(self) -> _Task | None:
+        return self._taken.get(None)
 
 
 class _Slot:
     """A worker of the pool."""
 
     __slots__ = (
-        "confusion", "deadline", "done", "end", "has_main", "is_unread", "link", "number", "ready", "since",
-        "task", "worker",
+        "confusion", "deadline", "done", "end", "has_main", "is_unread", "is_unsure", "link", "number",
+        "ready", "since", "turn", "worker",
     )  # fmt: skip
 
     def __init__(self, worker: Worker, link: _calls.Link) -> None:
@@ -314,19 +337,61 @@ class _Slot:
         self.ready = False
         #: Whether it has made the main module.
         self.has_main = False
-        self.task: _Task | None = None
-        #: When it is to be ended, unless it has answered.
+        #: Its call, or what the next one can be put in.
+        self.turn: _Turn | None = None
+        #: When it is to be ended, if it does not leave.
         self.deadline: float | None = None
         self.since = time.monotonic()
         self.done = 0
         #: Of its last call.
         self.number = 0
-        #: Whether it has not read its last call.
-        self.is_unread = False
+        #: Whether it has not read its last call; whether that can't be told, because one may come twice.
+        self.is_unread = self.is_unsure = False
         #: What was wrong with what it said last.
         self.confusion: str | None = None
         #: Why it ends: it was told to, or can't speak any more, or has died.
         self.end: Literal["cancel", "timeout", "kill", "leave", "mute", "dead"] | None = None
+
+    @property
+    def task(self) -> _Task | None:
+        return None if self.turn is None else self.turn.task
+
+
+class _Closing:
+    """Somebody's wish that the pool ends."""
+
+    __slots__ = ("cancel", "kill")
+
+    def __init__(self, *, cancel: bool, kill: bool) -> None:
+        self.cancel = cancel
+        self.kill = kill
+
+
+class _Bell:
+    """What wakes the thread. Its descriptor is closed when nobody has it who could ring."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def ring(self) -> None:
+        os.eventfd_write(self.fd, 1)
+
+    def __del__(self) -> None:
+        if hasattr(self, "fd"):  # it could be had
+            os.close(self.fd)
+
+
+class _Founding:
+    """One who needs the thread waits for it."""
+
+    __slots__ = ("error", "is_over")
+
+    def __init__(self) -> None:
+        self.is_over = Signal()
+        #: Why there is none.
+        self.error: BaseException | None = None
 
 
 #: The pools of this process, for the end of the program.
@@ -363,33 +428,43 @@ class _Pool:
         self._options = options
         self._max_tasks = max_tasks
         self._idle_timeout = idle_timeout
-        # The garbage collector can have the executor's end told, by `close`, wherever memory is allocated.
-        self._lock = threading.RLock()
-        # Guarded by the lock.
-        self._waiting: collections.deque[_Task] = collections.deque()
+        # Everybody's.
+        self._inbox: collections.deque[_Task | Request | _Closing] = collections.deque()
+        #: Turns to be taken, of whoever became idle last first. One that was taken may still be there.
+        self._idle: list[_Turn] = []
+        #: Who is to be the thread.
+        self._elected: dict[None, threading.Thread] = {}
+        # The thread's, for everybody to see.
         self._slots: dict[int, _Slot] = {}
-        #: By the worker's id; who became idle last is taken first.
-        self._idle: dict[int, _Slot] = {}
-        self._closing = False
-        self._broken: BaseException | None = None
         self._thread: threading.Thread | None = None
-        self._wake: int | None = None
+        self._bell: _Bell | None = None
+        #: Whether it can do nothing about one more task, until it hears from a worker.
+        self._is_full = False
+        #: Whether it looks into the inbox no more.
+        self._is_sealed = False
+        self._broken: BaseException | None = None
+        #: Set by anybody, for good.
+        self._closing = False
         # The thread's own.
+        self._waiting: collections.deque[_Task] = collections.deque()
+        #: Whether what comes late is cancelled.
+        self._is_refusing = False
+        #: Who may have been interrupted before all were called back.
+        self._requests: list[Request] = []
         self._places: dict[int, tuple[_Slot, bool]] = {}
         self._stillborn = 0
         #: When to try again to start a worker.
         self._not_before = 0.0
         self._numbers = itertools.count(1)
 
-    # -- called by anybody -------------------------------------------------------------------------------
+    # -- called by anybody, who may be interrupted anywhere ------------------------------------------------
 
     def submit(self, timeout: float | None, fn: Any, args: Any, kwargs: dict[str, Any]) -> Future[Any]:
         if self._home != os.getpid():
             raise RuntimeError(
                 f"this Executor belongs to process {self._home}, of which this one is a fork; make one here"
             )
-        future: Future[Any] = Future()
-        future._pool = self
+        future: Future[Any] = Future(self)
         try:
             task = _Task(future, timeout, fn, args, kwargs)
         except Exception as error:
@@ -397,80 +472,85 @@ class _Pool:
             future.set_running_or_notify_cancel()
             future.set_exception(error)
             return future
+        self._check()
+        if self._thread is None:
+            self._found_thread()
         try:
-            with self._lock:
-                self._check()
-                self._ensure_thread()
-                slot = self._idle.popitem()[1] if self._idle else None
-                if slot is not None:
-                    task.begin()
-                    self._begin(slot, task)
-                else:
-                    busy = sum(slot.task is not None for slot in self._slots.values())
-                    if busy + len(self._waiting) < self._max_workers:
-                        task.begin()
-                    self._waiting.append(task)
-            if slot is not None:
-                self._send(slot, task)
-            if slot is None or timeout is not None:
-                self._alarm()
+            turn = self._take_turn(task)
+            if turn is None:
+                self._inbox.append(task)
+                if self._is_sealed and self._take_back(task):
+                    self._check()
+                    raise RuntimeError("cannot schedule new futures after shutdown")
+                if not self._is_full:
+                    self._ring()
+            else:
+                try:
+                    self._send(turn, task)
+                    turn.is_sent = True
+                except Exception:
+                    turn.is_late = True  # the thread finds out what is wrong
+                if timeout is not None or turn.is_late:
+                    self._ring()
         except BaseException:  # a Ctrl-C, say: nobody will ask for it
             future.cancel()
             raise
         return future
 
     def _check(self) -> None:
-        with self._lock:
-            if self._broken is not None:
-                raise self._broken_error()
-            if self._closing:
-                raise RuntimeError("cannot schedule new futures after shutdown")
-            if _is_over:
-                raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        if self._broken is not None:
+            raise self._broken_error()
+        if self._closing:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if _is_over:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
-    def cancel(self, future: Future[Any]) -> bool:
-        """Ends the worker that runs this."""
-        with self._lock:
-            waits = next((task for task in self._waiting if task.future is future), None)
-            slots = self._slots.values()
-            slot = next((it for it in slots if it.task is not None and it.task.future is future), None)
-            if waits is not None:
-                self._waiting.remove(waits)
-            elif slot is None or slot.end is not None:
-                # It has just been done, or is being ended for another reason.
-                return False
-            else:
-                slot.end = "cancel"
-                _native.kill(slot.worker._key)
-            # Of what is in either place nobody else ends the future.
-            with future._condition:
-                future._state = "CANCELLED"
-                future._condition.notify_all()
-        if waits is not None:
-            future.set_running_or_notify_cancel()
-        future._invoke_callbacks()  # type: ignore[attr-defined]
+    def _take_turn(self, task: _Task) -> _Turn | None:
+        """A worker's that has nothing to do, unless somebody waits for one already."""
+        while self._idle and not self._inbox:
+            try:
+                turn = self._idle[-1]
+            except IndexError:
+                break
+            # What the thread is to find in it. Nobody else knows the future yet.
+            task.is_begun = True
+            task.future.suppose(is_running=True)
+            task.start_clock()
+            is_ours = turn.take(task)
+            self._unlist(turn)
+            if is_ours:
+                return turn
+            task.future.suppose(is_running=False)
+            task.is_begun = False
+        return None
+
+    def _unlist(self, turn: _Turn) -> None:
+        """It was taken."""
+        try:
+            self._idle.remove(turn)
+        except ValueError:
+            return  # somebody else has seen that, too
+
+    def _take_back(self, task: _Task) -> bool:
+        try:
+            self._inbox.remove(task)
+        except ValueError:
+            return False  # the thread has it
         return True
+
+    def cancel(self, request: Request) -> None:
+        """Ends the worker that runs this, or has none run it."""
+        if self._home == os.getpid():
+            self._inbox.append(request)
+            self._ring()
 
     def close(self, *, cancel: bool, kill: bool = False) -> None:
         """Takes no more tasks."""
         if self._home != os.getpid():
             return
-        with self._lock:
-            self._closing = True
-            dropped = [task for task in self._waiting if cancel and (kill or not task.is_begun)]
-            for task in dropped:
-                self._waiting.remove(task)
-            if kill:
-                for slot in self._slots.values():
-                    if slot.end in (None, "leave", "mute"):
-                        slot.end = "kill"
-                        _native.kill(slot.worker._key)
-        for task in dropped:
-            if task.is_begun:
-                _settle(task.future, BrokenExecutor("the pool was told to kill its workers"))
-            elif task.future.cancel():
-                task.future.set_running_or_notify_cancel()
-        self._alarm()
+        self._closing = True
+        self._inbox.append(_Closing(cancel=cancel, kill=kill))
+        self._ring()
 
     def join(self) -> None:
         """Waits until all is over."""
@@ -479,13 +559,20 @@ class _Pool:
             thread.join()
 
     def workers(self) -> list[Worker]:
-        with self._lock:
-            return [slot.worker for slot in self._slots.values()]
+        return [slot.worker for slot in list(self._slots.values())]
 
-    def _ensure_thread(self) -> None:
+    def _ring(self) -> None:
+        """Has the thread look around. Where it has no bell yet, or no more, it is about to, or has."""
+        bell = self._bell
+        if bell is not None:
+            bell.ring()
+
+    def _found_thread(self) -> None:
+        """Has there be a thread.
+
+        It is started by another one, from which no interrupt can take a lock of `threading`'s.
+        """
         global _registered
-        if self._thread is not None:
-            return
         if _registered != os.getpid():
             # Before the threads of the program are joined, which this one is among.
             try:
@@ -493,145 +580,291 @@ class _Pool:
             except RuntimeError as error:
                 raise RuntimeError("cannot schedule new futures after interpreter shutdown") from error
             _registered = os.getpid()
-        wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        thread = threading.Thread(target=self._run, name=f"th-{self._name}")
-        self._wake = wake
-        try:
-            thread.start()
-        except BaseException:
-            self._wake = None
-            os.close(wake)
-            raise
-        self._thread = thread
         _pools.add(self)
+        while self._thread is None:
+            founding = _Founding()
+            _thread.start_joinable_thread(functools.partial(self._found, founding), daemon=False)
+            founding.is_over.wait()
+            if founding.error is not None:
+                raise founding.error
 
-    def _alarm(self) -> None:
-        """Has the thread look around."""
-        with self._lock:
-            if self._wake is not None:
-                os.eventfd_write(self._wake, 1)
+    def _found(self, founding: _Founding) -> None:
+        try:
+            _thread.set_name(f"th-{self._name}")
+            thread = threading.Thread(target=self._run, name=f"th-{self._name}")
+            if self._elected.setdefault(None, thread) is thread:
+                try:
+                    self._bell = _Bell()
+                    thread.start()
+                except BaseException:
+                    self._bell = None
+                    self._elected.clear()
+                    raise
+                self._thread = thread
+        except BaseException as error:
+            founding.error = error
+        finally:
+            founding.is_over.set()
 
     # -- a call ------------------------------------------------------------------------------------------
 
-    def _begin(self, slot: _Slot, task: _Task) -> None:
-        """Its next task is this; with the lock."""
-        slot.task = task
-        slot.number += 1
-        slot.since = time.monotonic()
-        slot.deadline = None if task.timeout is None else slot.since + task.timeout
+    def _send(self, turn: _Turn, task: _Task) -> None:
+        """By whoever has taken the turn, or the thread for him.
 
-    def _send(self, slot: _Slot, task: _Task) -> None:
-        """Without the lock: large arguments take their time."""
+        Raises:
+            Exception: It can't be sent. But that it has died, the thread will hear.
+        """
+        slot = turn.slot
         try:
             if task.main is not None and not slot.has_main and not has_our_main(slot.worker.backend):
-                slot.has_main = True
                 slot.link.send(_calls.MAIN, 0, Packed(task.main))
-            slot.link.send(_calls.CALL, slot.number, task.target.packed, task.target.passed)
+                slot.has_main = True
+            slot.link.send(_calls.CALL, turn.number, task.target.packed, task.target.passed)
         except ConnectionError:
-            return  # it has died, which the thread will hear of
-        except Exception as error:
-            with self._lock:
-                if slot.task is not task:  # it has died meanwhile
-                    return
-                slot.task, slot.deadline = None, None
-            _settle(task.future, error)
-            self._free(slot)
-
-    def _free(self, slot: _Slot) -> None:
-        """It has nothing to do any more."""
-        with self._lock:
-            if slot.end is not None:
-                return
-            if self._max_tasks is not None and slot.done >= self._max_tasks:
-                self._dismiss(slot)
-                return
-            task = self._next()
-            if task is None:
-                slot.since = time.monotonic()
-                self._idle[slot.worker.id] = slot
-                return
-            self._begin(slot, task)
-        self._send(slot, task)
-
-    def _next(self) -> _Task | None:
-        """The first one that nobody has cancelled; it counts as running from now on. With the lock."""
-        while self._waiting:
-            task = self._waiting.popleft()
-            if task.begin():
-                return task
-        return None
-
-    def _dismiss(self, slot: _Slot) -> None:
-        """Lets it go; with the lock."""
-        slot.end = "leave"
-        slot.deadline = time.monotonic() + _LEAVE
-        # It reads the end of the file; the thread closes the socket.
-        slot.link.socket.shutdown(socket.SHUT_WR)
+            slot.is_unread = True
 
     # -- the thread --------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        wake = self._wake
-        assert wake is not None
+        bell = self._bell
+        assert bell is not None
         with select.epoll() as poller:
-            poller.register(wake, select.EPOLLIN)
+            poller.register(bell.fd, select.EPOLLIN)
             try:
-                while self._tend(poller):
-                    for fd, _ in poller.poll(self._patience()):
-                        if fd == wake:
+                while not self._is_sealed:
+                    due = self._tend(poller)
+                    if self._closing and not self._waiting and not self._slots and not self._requests:
+                        self._is_sealed = True
+                        # Who has put something in since takes it back, or finds it taken.
+                        self._is_sealed = not self._inbox
+                        continue
+                    self._is_full = not self._idle and self._all_busy() and not self._has_room()
+                    if self._inbox:
+                        continue
+                    for fd, _ in poller.poll(due):
+                        if fd == bell.fd:
                             os.eventfd_read(fd)
                         elif fd in self._places:
                             slot, is_end = self._places[fd]
                             (self._bury if is_end else self._hear)(slot, poller)
             except BaseException as error:
                 # Nobody is to wait for what no thread sees to any more.
+                self._is_sealed = True
                 self._break(error)
+                for request in self._requests:
+                    request.future.call_back()
                 for slot in list(self._slots.values()):
                     slot.worker.kill()
                     self._bury(slot, poller)
                 raise
             finally:
-                with self._lock:
-                    self._wake = None
-                os.close(wake)
+                self._bell = None
 
-    def _tend(self, poller: select.epoll) -> bool:
-        """Does what is due; whether there is anything left to wait for."""
-        now = time.monotonic()
-        with self._lock:
-            for slot in self._slots.values():
-                if slot.deadline is not None and slot.deadline <= now:
-                    slot.deadline = None
-                    slot.end = slot.end or "timeout"
-                    _native.kill(slot.worker._key)
-            over = self._closing and not self._waiting
-            for slot in self._slots.values():
-                spent = self._idle_timeout is not None and slot.since + self._idle_timeout <= now
-                if slot.ready and slot.task is None and slot.end is None and (over or spent):
-                    self._idle.pop(slot.worker.id, None)
-                    self._dismiss(slot)
+    def _tend(self, poller: select.epoll) -> float | None:
+        """Does what is due; seconds until something else is."""
+        self._take_in()
+        self._hand_out()
         while self._wants_worker() and self._start(poller):
             pass
-        with self._lock:
-            return bool(not self._closing or self._waiting or self._slots)
+        now = time.monotonic()
+        due = [self._call_back(request, now) for request in list(self._requests)]
+        is_over = self._closing and not self._waiting
+        for slot in list(self._slots.values()):
+            if slot.deadline is not None and slot.deadline <= now:
+                slot.deadline = None
+                _native.kill(slot.worker._key)
+            if slot.task is not None:
+                due.append(self._watch(slot, now))
+            elif slot.ready and slot.end is None:
+                spent = None if self._idle_timeout is None else slot.since + self._idle_timeout
+                if (is_over or (spent is not None and spent <= now)) and self._withdraw(slot):
+                    self._dismiss(slot)
+                else:
+                    due.append(spent)
+            due.append(slot.deadline)
+        if self._waiting and self._not_before:
+            due.append(self._not_before)
+        dates = [date for date in due if date is not None]
+        return None if not dates else max(0.0, min(dates) - time.monotonic())
 
-    def _patience(self) -> float | None:
-        """Seconds until something is due."""
-        with self._lock:
-            due = [slot.deadline for slot in self._slots.values() if slot.deadline is not None]
-            if self._idle_timeout is not None:
-                due += [slot.since + self._idle_timeout for slot in self._idle.values()]
-            if self._waiting and self._not_before:
-                due.append(self._not_before)
-        return None if not due else max(0.0, min(due) - time.monotonic())
+    def _take_in(self) -> None:
+        """Has a look at what others have left."""
+        while True:
+            try:
+                item = self._inbox.popleft()
+            except IndexError:
+                return
+            if isinstance(item, _Task):
+                self._accept(item)
+            elif isinstance(item, Request):
+                self._cancel(item)
+            else:
+                self._close(item)
+
+    def _accept(self, task: _Task) -> None:
+        if self._broken is not None:
+            if task.begin():
+                _settle(task.future, self._broken_error())
+        elif self._is_refusing:
+            self._drop(task)
+        else:
+            if self._all_busy() or task.begin():
+                self._waiting.append(task)
+
+    def _all_busy(self) -> bool:
+        """Whether there are as many tasks as there may be workers."""
+        busy = sum(slot.task is not None for slot in self._slots.values())
+        return busy + len(self._waiting) >= self._max_workers
+
+    def _cancel(self, request: Request) -> None:
+        future = request.future
+        if future.done() and not future.cancelled():
+            return
+        if not future.decide_to_cancel():
+            return  # its worker is being ended for another reason
+        waits = next((task for task in self._waiting if task.future is future), None)
+        slots = self._slots.values()
+        slot = next((it for it in slots if it.task is not None and it.task.future is future), None)
+        if slot is None:
+            if waits is not None:
+                self._waiting.remove(waits)
+            future.note_cancelled()
+        else:
+            future.wake()
+            if slot.end is None:
+                slot.end = "cancel"
+                _native.kill(slot.worker._key)
+        request.seen = time.monotonic()
+        self._requests.append(request)
+
+    def _call_back(self, request: Request, now: float) -> float | None:
+        """In the place of who has cancelled it, if he was interrupted; when to look again."""
+        if not request.is_over:
+            if now < request.seen + _GRACE:
+                return request.seen + _GRACE
+            request.future.call_back()
+        self._requests.remove(request)
+        return None
+
+    def _close(self, closing: _Closing) -> None:
+        self._is_refusing = self._is_refusing or closing.cancel
+        dropped = [task for task in self._waiting if closing.cancel and (closing.kill or not task.is_begun)]
+        for task in dropped:
+            self._waiting.remove(task)
+        if closing.kill:
+            for slot in self._slots.values():
+                if slot.end in (None, "leave", "mute"):
+                    if slot.task is not None:
+                        slot.task.future.claim()
+                    slot.end = "kill"
+                    _native.kill(slot.worker._key)
+        for task in dropped:
+            self._drop(task)
+
+    def _drop(self, task: _Task) -> None:
+        """It is not carried out any more."""
+        if task.is_begun:
+            _settle(task.future, BrokenExecutor("the pool was told to kill its workers"))
+        elif task.future.decide_to_cancel():
+            task.future.note_cancelled()
+            task.future.call_back()
+
+    def _hand_out(self) -> None:
+        """Has those that wait be called for by those that are idle."""
+        while self._waiting and self._idle:
+            turn = self._idle.pop()
+            if turn.take(None):
+                self._free(turn.slot)
+
+    def _watch(self, slot: _Slot, now: float) -> float | None:
+        """Ends who is late, and sees to it that it was called; when to look again."""
+        turn, task = slot.turn, slot.task
+        if turn is None or task is None:
+            return None
+        if task.deadline is not None and task.deadline <= now:
+            task.deadline = None
+            if slot.end is None:
+                slot.end = "timeout" if task.future.claim() else "cancel"
+            _native.kill(slot.worker._key)
+        if turn.is_sent or slot.end is not None:
+            return task.deadline
+        turn.seen = turn.seen or now
+        if not turn.is_late and now < turn.seen + _GRACE:
+            soon = turn.seen + _GRACE
+            return soon if task.deadline is None else min(soon, task.deadline)
+        slot.is_unsure = slot.is_unsure or not turn.is_late
+        if not self._begin(turn, task):
+            self._free(slot)
+        return task.deadline
+
+    def _begin(self, turn: _Turn, task: _Task) -> bool:
+        """Sends it; whether that went well."""
+        turn.is_sent = True
+        try:
+            self._send(turn, task)
+        except Exception as error:
+            turn.slot.turn = None
+            _settle(task.future, error)
+            return False
+        return True
+
+    def _free(self, slot: _Slot) -> None:
+        """It has nothing to do any more."""
+        while True:
+            slot.turn = None
+            if not self._waiting:
+                self._take_in()
+            if slot.end is not None:
+                return
+            if self._max_tasks is not None and slot.done >= self._max_tasks:
+                self._dismiss(slot)
+                return
+            task = self._next()
+            slot.number += 1
+            turn = _Turn(slot, slot.number)
+            if task is None:
+                slot.since = time.monotonic()
+                slot.turn = turn
+                self._idle.append(turn)
+                return
+            task.start_clock()
+            turn.take(task)
+            slot.turn = turn
+            if self._begin(turn, task):
+                return
+
+    def _next(self) -> _Task | None:
+        """The first one that nobody has cancelled; it counts as running from now on."""
+        while self._waiting:
+            task = self._waiting.popleft()
+            if task.begin():
+                return task
+        return None
+
+    def _withdraw(self, slot: _Slot) -> bool:
+        """Has nobody call it from now on; whether nobody has."""
+        turn = slot.turn
+        if turn is None:
+            return True
+        is_free = turn.take(None)
+        self._unlist(turn)
+        return is_free
+
+    def _dismiss(self, slot: _Slot) -> None:
+        """Lets it go."""
+        slot.end = "leave"
+        slot.deadline = time.monotonic() + _LEAVE
+        # It reads the end of the file; the socket is closed later.
+        slot.link.socket.shutdown(socket.SHUT_WR)
+
+    def _has_room(self) -> bool:
+        """Whether there may be one more. Those that are on their way out do not count, within reason."""
+        stay = sum(slot.end is None for slot in self._slots.values())
+        return stay < self._max_workers and len(self._slots) < 2 * self._max_workers
 
     def _wants_worker(self) -> bool:
-        with self._lock:
-            stay = [slot for slot in self._slots.values() if slot.end is None]
-            starting = sum(not slot.ready for slot in stay)
-            # Those that are on their way out do not count, within reason.
-            room = len(stay) < self._max_workers and len(self._slots) < 2 * self._max_workers
-            return room and len(self._waiting) > starting and time.monotonic() >= self._not_before
+        starting = sum(slot.end is None and not slot.ready for slot in self._slots.values())
+        return len(self._waiting) > starting and self._has_room() and time.monotonic() >= self._not_before
 
     def _start(self, poller: select.epoll) -> bool:
         """Starts a worker; whether it could."""
@@ -651,8 +884,7 @@ class _Pool:
             return False
         self._not_before = 0.0
         slot = _Slot(worker, _calls.Link(ours))
-        with self._lock:
-            self._slots[worker.id] = slot
+        self._slots[worker.id] = slot
         for fd, is_end in ((ours.fileno(), False), (worker.fileno(), True)):
             self._places[fd] = (slot, is_end)
             poller.register(fd, select.EPOLLIN)
@@ -662,17 +894,15 @@ class _Pool:
         """Where the machine has no room for another one, those that there are go on."""
         if not isinstance(error, OSError):
             self._break(error)
-            return
-        with self._lock:
-            if self._slots:
-                self._not_before = time.monotonic() + _AGAIN
-                return
-        self._fail_waiting(lambda: error)
+        elif self._slots:
+            self._not_before = time.monotonic() + _AGAIN
+        else:
+            self._fail_waiting(lambda: error)
 
     def _fail_waiting(self, error: Callable[[], Exception]) -> None:
         """Has all that wait for a worker fail."""
-        with self._lock:
-            dropped, self._waiting = self._waiting, collections.deque()
+        self._take_in()
+        dropped, self._waiting = self._waiting, collections.deque()
         for task in dropped:
             if task.begin():
                 _settle(task.future, error())
@@ -696,12 +926,11 @@ class _Pool:
             return
         if message is None:
             self._forget(slot.link.fileno(), poller)
-            with self._lock:
-                if slot.end is None:
-                    slot.end = "mute"
-                    slot.deadline = time.monotonic() + _LEAVE
-                    self._idle.pop(slot.worker.id, None)
-        elif message.kind == _calls.READY:
+            if slot.end is None:
+                slot.end = "mute"
+                slot.deadline = time.monotonic() + _LEAVE
+                self._withdraw(slot)
+        elif message.kind == _calls.READY and not slot.ready:
             self._stillborn = 0
             slot.ready = True
             self._free(slot)
@@ -714,23 +943,22 @@ class _Pool:
 
     def _distrust(self, slot: _Slot, confusion: str) -> None:
         """It does not say what it should."""
-        with self._lock:
-            slot.end = slot.end or "mute"
-            slot.confusion = confusion
-            self._idle.pop(slot.worker.id, None)
-            _native.kill(slot.worker._key)
+        slot.end = slot.end or "mute"
+        slot.confusion = confusion
+        self._withdraw(slot)
+        _native.kill(slot.worker._key)
 
     def _answered(self, slot: _Slot, answer: _calls.Message | Exception) -> None:
-        with self._lock:
-            task, slot.task, slot.deadline = slot.task, None, None
-            slot.done += 1
-        if task is not None:
-            # Before anybody is told, who may submit the next one from there.
-            self._free(slot)
-            if isinstance(answer, Exception):
-                _settle(task.future, answer)
-            else:
-                _settle_answer(task.future, answer)
+        task = slot.task
+        if task is None:
+            return
+        slot.done += 1
+        # Before anybody is told, who may submit the next one from there.
+        self._free(slot)
+        if isinstance(answer, Exception):
+            _settle(task.future, answer)
+        else:
+            _settle_answer(task.future, answer)
 
     def _forget(self, fd: int, poller: select.epoll) -> None:
         if self._places.pop(fd, None) is not None:
@@ -738,9 +966,8 @@ class _Pool:
 
     def _bury(self, slot: _Slot, poller: select.epoll) -> None:
         """It has ended."""
-        with self._lock:
-            slot.end = slot.end or "dead"
-            self._idle.pop(slot.worker.id, None)
+        slot.end = slot.end or "dead"
+        self._withdraw(slot)
         while slot.task is not None and slot.link.fileno() in self._places:
             before = slot.task
             self._hear(slot, poller)  # what it said last
@@ -749,14 +976,16 @@ class _Pool:
         self._forget(slot.link.fileno(), poller)
         self._forget(slot.worker.fileno(), poller)
         slot.link.close()
-        with self._lock:
-            del self._slots[slot.worker.id]
-            task, slot.task = slot.task, None
-            if task is not None and slot.is_unread and slot.end in ("dead", "mute") and not task.is_second:
-                # It died while it waited for one, of something else.
-                task.is_second = True
-                self._waiting.appendleft(task)
-                task = None
+        del self._slots[slot.worker.id]
+        task, slot.turn = slot.task, None
+        if (
+            task is not None and slot.is_unread and not slot.is_unsure
+            and slot.end in ("dead", "mute") and not task.is_second
+        ):  # fmt: skip
+            # It died while it waited for one, of something else.
+            task.is_second = True
+            self._waiting.appendleft(task)
+            task = None
         error = death_of(slot.worker)
         if not slot.ready and slot.end in ("dead", "mute"):
             self._stillborn += 1
@@ -775,8 +1004,7 @@ class _Pool:
 
     def _break(self, error: BaseException) -> None:
         """Nothing can be done any more."""
-        with self._lock:
-            self._broken = self._broken or error
+        self._broken = self._broken or error
         self._fail_waiting(self._broken_error)
 
     def _broken_error(self) -> BrokenExecutor:
@@ -795,19 +1023,23 @@ def _is_being_ended(slot: _Slot) -> bool:
 
 def _settle(future: Future[Any], error: BaseException) -> None:
     """The task has failed; unless it was cancelled meanwhile."""
-    try:
+    if future.claim():
         future.set_exception(error)
-    except concurrent.futures.InvalidStateError:
-        # Who waits for several of them is told of that only now: the worker is gone.
-        future.set_running_or_notify_cancel()
+    else:
+        _settle_cancelled(future)
+
+
+def _settle_cancelled(future: Future[Any]) -> None:
+    """Who waits for several of them is told of that only now: the worker is gone."""
+    future.note_cancelled()
+    future.call_back()
 
 
 def _settle_answer(future: Future[Any], answer: _calls.Message) -> None:
     good, value = _remote.answer(answer.content, returned=answer.kind == _calls.RETURNED)
     if not good:
         _settle(future, value)
-        return
-    try:
+    elif future.claim():
         future.set_result(value)
-    except concurrent.futures.InvalidStateError:
-        future.set_running_or_notify_cancel()
+    else:
+        _settle_cancelled(future)
