@@ -92,7 +92,7 @@ class AtTerminal:
 
     def prompt(self) -> str:
         """Waits for the next prompt; whose it is."""
-        return self.match(r"\(Pdb (\w+)\) ")[1]
+        return self.match(r"\(Pdb ([\w-]+)\) ")[1]
 
     def type(self, text: str) -> None:
         os.write(self.keys, text.encode())
@@ -135,7 +135,7 @@ if __name__ == "__main__":
 
 def test_one_after_the_other_has_the_terminal(at_terminal: Callable[..., AtTerminal], backend: str) -> None:
     one = at_terminal(TWO, backend)
-    found = one.match(r"\(Pdb (\w+)\) ")
+    found = one.match(r"\(Pdb ([\w-]+)\) ")
     first, seen = found[1], found.string
     second = {"w1": "w2", "w2": "w1"}[first]
     assert re.search(rf"{first} \(pid \d+\) is at a breakpoint\n", seen)
@@ -328,6 +328,27 @@ def test_a_worker_s_worker_holds_the_kill_of_what_is_above_it(
     # It is cancelled or killed now, unless it was quicker.
     seen = one.until(">")
     assert re.search("<middle (cancelled killed, stopped|killed killed, ended|returned 8)", seen), seen
+
+
+def test_a_pool_s_time_limits_stand_still(at_terminal: Callable[..., AtTerminal], backend: str) -> None:
+    one = at_terminal(
+        """
+if __name__ == "__main__":
+    with th.Executor(2, backend=sys.argv[1], task_timeout=2, cancel_timeout=0.1, kill_timeout=1) as pool:
+        pool.submit(len, "").result()
+        debugged = pool.submit(stop, 1)
+        print(f"<debugged {debugged.result()}>", flush=True)
+        late = pool.submit(time.sleep, 60)
+        print(f"<late {late.exception()!r}>", flush=True)
+""",
+        backend,
+    )
+    one.prompt()
+    one.type("import time; time.sleep(2.5)\n")
+    one.prompt()
+    one.type("c\n")
+    one.until("<debugged 2>")
+    one.until("<late TaskTimeout(")
 
 
 def test_what_the_debugged_one_has_started_is_its_own_to_end(

@@ -21,7 +21,6 @@ import os
 import select
 import socket
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
@@ -295,7 +294,7 @@ class _Task:
 
     def start_clock(self) -> None:
         """It is about to be sent."""
-        self.deadline = None if self.timeout is None else time.monotonic() + self.timeout
+        self.deadline = None if self.timeout is None else _native.clock() + self.timeout
 
 
 class _Turn:
@@ -341,7 +340,7 @@ class _Slot:
         self.turn: _Turn | None = None
         #: When it is to be ended, if it does not leave.
         self.deadline: float | None = None
-        self.since = time.monotonic()
+        self.since = _native.clock()
         self.done = 0
         #: Of its last call.
         self.number = 0
@@ -666,7 +665,7 @@ class _Pool:
         self._hand_out()
         while self._wants_worker() and self._start(poller):
             pass
-        now = time.monotonic()
+        now = _native.clock()
         due = [self._call_back(request, now) for request in list(self._requests)]
         is_over = self._closing and not self._waiting
         for slot in list(self._slots.values()):
@@ -685,7 +684,11 @@ class _Pool:
         if self._waiting and self._not_before:
             due.append(self._not_before)
         dates = [date for date in due if date is not None]
-        return None if not dates else max(0.0, min(dates) - time.monotonic())
+        if not dates:
+            return None
+        left = min(dates) - _native.clock()
+        # The clock may stand still.
+        return 0.0 if left <= 0 else max(left, 0.001)
 
     def _take_in(self) -> None:
         """Has a look at what others have left."""
@@ -734,7 +737,7 @@ class _Pool:
             if slot.end is None:
                 slot.end = "cancel"
                 _native.kill(slot.worker._key)
-        request.seen = time.monotonic()
+        request.seen = _native.clock()
         self._requests.append(request)
 
     def _call_back(self, request: Request, now: float) -> float | None:
@@ -823,7 +826,7 @@ class _Pool:
             slot.number += 1
             turn = _Turn(slot, slot.number)
             if task is None:
-                slot.since = time.monotonic()
+                slot.since = _native.clock()
                 slot.turn = turn
                 self._idle.append(turn)
                 return
@@ -853,7 +856,7 @@ class _Pool:
     def _dismiss(self, slot: _Slot) -> None:
         """Lets it go."""
         slot.end = "leave"
-        slot.deadline = time.monotonic() + _LEAVE
+        slot.deadline = _native.clock() + _LEAVE
         # It reads the end of the file; the socket is closed later.
         slot.link.socket.shutdown(socket.SHUT_WR)
 
@@ -864,7 +867,7 @@ class _Pool:
 
     def _wants_worker(self) -> bool:
         starting = sum(slot.end is None and not slot.ready for slot in self._slots.values())
-        return len(self._waiting) > starting and self._has_room() and time.monotonic() >= self._not_before
+        return len(self._waiting) > starting and self._has_room() and _native.clock() >= self._not_before
 
     def _start(self, poller: select.epoll) -> bool:
         """Starts a worker; whether it could."""
@@ -895,7 +898,7 @@ class _Pool:
         if not isinstance(error, OSError):
             self._break(error)
         elif self._slots:
-            self._not_before = time.monotonic() + _AGAIN
+            self._not_before = _native.clock() + _AGAIN
         else:
             self._fail_waiting(lambda: error)
 
@@ -928,7 +931,7 @@ class _Pool:
             self._forget(slot.link.fileno(), poller)
             if slot.end is None:
                 slot.end = "mute"
-                slot.deadline = time.monotonic() + _LEAVE
+                slot.deadline = _native.clock() + _LEAVE
                 self._withdraw(slot)
         elif message.kind == _calls.READY and not slot.ready:
             self._stillborn = 0
