@@ -49,7 +49,7 @@ def dump_on_hang(seconds: float = 30.0, *, path: str | os.PathLike[str] | None =
     if path is None:
         path = os.path.join(tempfile.gettempdir(), f"tractor-host-hang-{os.getpid()}.dump")
     path = os.path.abspath(path)
-    number = _native.hang_arm(os.fsencode(path), seconds)
+    number = _native.hang_arm(os.fsencode(path), seconds, None)
     try:
         yield path
     finally:

@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::dump::Dump;
 use crate::error::{Error, Result};
@@ -19,7 +21,10 @@ use crate::ffi::offsets::Offsets;
 use crate::sys::event::Event;
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
-use crate::sys::{fd, thread};
+use crate::sys::{fd, process, thread};
+
+/// How often a watch whose time is over looks whether it has ended all the same.
+const PERIOD: Duration = Duration::from_millis(20);
 
 static ARMED: ForkLocal<Mutex<HashMap<u64, Armed>>> = ForkLocal::new();
 
@@ -30,12 +35,13 @@ struct Armed {
     thread: JoinHandle<()>,
 }
 
-/// Begins: unless it is disarmed within this time, a dump is written to the file, which is emptied now.
+/// Begins: unless it is disarmed within this time, a dump is written to the file, which is emptied now. From then on,
+/// a byte that comes from `told` is the exit code that the process leaves with at once.
 ///
 /// # Errors
 /// When the file can't be opened; EAGAIN when no thread can be made; in a process that was forked behind our
 /// back. The calling thread is attached.
-pub fn arm(path: &[u8], after: Duration) -> Result<u64> {
+pub fn arm(path: &[u8], after: Duration, told: Option<OwnedFd>) -> Result<u64> {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOCTTY;
@@ -52,6 +58,9 @@ pub fn arm(path: &[u8], after: Duration) -> Result<u64> {
         if !event.wait_through_signals(deadline) {
             mark.store(true, Ordering::Release);
             write(&file, after);
+            if let Some(told) = told {
+                leave_when_told(&told, &event);
+            }
         }
     });
     let thread = thread.map_err(|error| Error::os("start a thread that watches for a hang", error))?;
@@ -76,13 +85,35 @@ pub fn forget_in_child() {
     ARMED.forget();
 }
 
+/// Leaves the process with the byte that comes from `told` as its exit code, whoever keeps its GIL, unless the watch
+/// is ended or `told` is.
+fn leave_when_told(told: &OwnedFd, disarmed: &Event) {
+    while !disarmed.is_set() {
+        let mut code = [0];
+        let ready = poll(&mut [PollFd::new(told, PollFlags::IN)], Some(&thread::timespec(PERIOD)));
+        let heard =
+            ready.and_then(
+                |count| if count == 0 { Ok(None) } else { rustix::io::read(told, &mut code).map(Some) },
+            );
+        match heard {
+            Ok(Some(0)) => return,
+            Ok(Some(_)) => process::exit_now(code[0].into()),
+            Ok(None) | Err(Errno::INTR) => {}
+            Err(errno) => {
+                fault!("whoever may end this process can't be heard: {errno}");
+                return;
+            }
+        }
+    }
+}
+
 fn write(file: &OwnedFd, after: Duration) {
     let text = Dump::own(&format!("no end within {} s", after.as_secs_f64()), true).to_text();
     let mut rest = text.as_bytes();
     while !rest.is_empty() {
         match rustix::io::write(file, rest) {
             Ok(count) => rest = &rest[count..],
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(errno) => {
                 fault!("a dump of a hang could not be written: {errno}");
                 return;

@@ -266,11 +266,16 @@ native!(Rungs, "rungs", ("backend"), waits: false,
 native!(Layout, "layout", (), waits: false,
     "Why the private structures of this Python are not known, or None.",
     |_, _| Ok(json!(Offsets::get().err().map(|error| error.to_string())).into()));
-native!(HangArm, "hang_arm", ("path", "seconds"), waits: false,
-"Unless `hang_disarm` is called within this time, write a dump to a file, which is emptied now; its number.",
+native!(HangArm, "hang_arm", ("path", "seconds", "told"), waits: false,
+"Unless `hang_disarm` is called within this time, write a dump to a file, which is emptied now; its number. From then on,\
+ leave the process with the byte that comes from the descriptor `told` (None: from nowhere) as its exit code.",
 |_, args| {
     let after = json(args, 1)?.as_f64().ok_or_else(|| Error::invalid("seconds must be a number"))?;
-    Ok(json!(hang::arm(bytes(args, 0)?, seconds("seconds", after)?)?).into())
+    let told = match json(args, 2)? {
+        Json::Null => None,
+        _ => Some(fd::duplicate_number(number(args, 2)?)?),
+    };
+    Ok(json!(hang::arm(bytes(args, 0)?, seconds("seconds", after)?, told)?).into())
 });
 native!(HangDisarm, "hang_disarm", ("id"), waits: true,
     "End such a watch, and wait for a dump that has begun. Whether there is one.",
