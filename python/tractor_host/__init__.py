@@ -11,8 +11,6 @@ faster for what it does not load.
 
 from typing import TYPE_CHECKING, Any
 
-from tractor_host._native import __version__
-
 if TYPE_CHECKING:
     from tractor_host import devx
     from tractor_host._actor import Actor, check_cancelled, current_actor
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     )
     from tractor_host._events import Event, LogBridge, events, log_to_logging
     from tractor_host._guard import guard_ctrl_c, watch_gil
+    from tractor_host._native import __version__
     from tractor_host._quarantine import Quarantined, StuckFrame, StuckThread, quarantine
     from tractor_host._share import Fd, Shared, share
     from tractor_host._spawn import BACKENDS, Statistics, preload, rungs, spawn, statistics, workers
@@ -114,6 +113,7 @@ _HOMES = {
     "WorkerDied": "_errors",
     "WorkerError": "_errors",
     "WorkerKilled": "_errors",
+    "__version__": "_native",
     "breakpointhook": "_debug",
     "check_cancelled": "_actor",
     "current_actor": "_actor",

@@ -458,6 +458,12 @@ def end_workers_at_exit() -> None:
         atexit.register(_shut_down)
 
 
+def shut_down() -> None:
+    """What is done at exit, in a process that leaves by another way."""
+    if _registered_in == os.getpid():
+        _shut_down()
+
+
 def _shut_down() -> None:
     left = _native.shutdown()
     for last in at_exit.values():

@@ -1,0 +1,117 @@
+"""What of the plugin a session needs, put together and taken apart again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tractor_host._plugin import relay
+from tractor_host._plugin.leaks import Allowed, Leaks
+from tractor_host._plugin.limit import Channel, Limit
+from tractor_host._plugin.output import Output
+from tractor_host._plugin.watch import VARIABLE, Terms, start_watcher
+
+if TYPE_CHECKING:
+    from tractor_host.pytest_plugin import Settings
+
+
+class Parts:
+    """The plugins of a session whose tests run in this process, or in those that it forks.
+
+    A context manager, which takes them apart.
+    """
+
+    def __init__(
+        self,
+        session: pytest.Session,
+        settings: Settings,
+        limit_of: Callable[[pytest.Item], float | None] | None,
+    ) -> None:
+        self._session = session
+        self._config = session.config
+        self._settings = settings
+        self._limit_of = limit_of
+        self._allowed = [_allowed(line) for line in self._config.getini("spawn_leaks_allow")]
+        for item in session.items:
+            for mark in item.iter_markers("allow_leaks"):
+                _check(item.nodeid, mark)
+        self._terms = Terms("", settings.grace)
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._undo:
+            self._set_up()
+            self._undo = self._undo.pop_all()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._undo.close()
+
+    def _set_up(self) -> None:
+        folder = tempfile.mkdtemp(prefix="tractor-host-pytest-")
+        self._undo.callback(shutil.rmtree, folder)
+        self._terms = Terms(folder, self._settings.grace)
+        self._undo.callback(_restore, os.environ.get(VARIABLE))
+        os.environ[VARIABLE] = f"{os.getpid()}-{os.path.basename(folder)}"
+
+        channel, isolate = None, self._settings.isolate
+        if self._limit_of is not None or isolate is not None:
+            # pytest-xdist reports by itself that one of its workers is gone.
+            reports = isolate is None and not hasattr(self._config, "workerinput")
+            channel = Channel(*start_watcher(self._session, self._terms, reports=reports))
+            self._undo.callback(channel.close)
+            if reports:
+                teller = relay.Relay(self._config, channel.tell)
+                self._undo.callback(self._config.pluginmanager.unregister, teller)
+        if isolate is None:
+            self._equip(channel)
+        else:
+            from tractor_host._plugin.isolate import Isolation
+
+            self._register(Isolation(self._session, isolate, self._terms, self._equip))
+
+    def _equip(self, channel: Channel | None) -> None:
+        """Makes the plugins of a process that runs tests. `channel` leads to who looks at it."""
+        if self._config.getoption("capture") in ("sys", "tee-sys"):
+            output = Output(os.path.join(self._terms.folder, f"output-{os.getpid()}"))
+            self._undo.callback(output.close)
+            self._register(output)
+        if channel is not None and self._limit_of is not None:
+            limit = Limit(channel, self._terms, self._limit_of)
+            self._undo.callback(limit.close)
+            self._register(limit)
+        if self._settings.leaks:
+            leaks = Leaks(self._allowed)
+            self._undo.callback(leaks.close)
+            self._register(leaks)
+
+    def _register(self, plugin: object) -> None:
+        self._config.pluginmanager.register(plugin)
+        self._undo.callback(self._config.pluginmanager.unregister, plugin)
+
+
+def _restore(value: str | None) -> None:
+    if value is None:
+        del os.environ[VARIABLE]
+    else:
+        os.environ[VARIABLE] = value
+
+
+def _allowed(line: str) -> Allowed:
+    kind, _, pattern = line.partition(":")
+    try:
+        return Allowed.of([kind.strip()], pattern.strip())
+    except ValueError as error:
+        raise pytest.UsageError(f"spawn_leaks_allow: {error}") from None
+
+
+def _check(nodeid: str, mark: pytest.Mark) -> None:
+    try:
+        Allowed.of(mark.args, **mark.kwargs)
+    except (TypeError, ValueError) as error:
+        raise pytest.UsageError(f"{nodeid}: allow_leaks: {error}") from None
