@@ -233,6 +233,10 @@ class _Child:
         self._session = session
         self._channel = channel
         self._inbox = relay.Inbox()
+        for plugin in session.config.pluginmanager.get_plugins():
+            if type(plugin).__name__ == "WorkerInteractor":
+                # pytest-xdist's way to its controller, which is the other process's.
+                session.config.pluginmanager.unregister(plugin)
         relay.Warnings(session.config, self.channel.tell)
 
     def serve(self) -> NoReturn:

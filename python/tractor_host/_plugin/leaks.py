@@ -97,9 +97,9 @@ class Leaks:
         #: What there was when the test began, and what is not the test's.
         self._before: Things = {}
         self._old_pids: set[str] = set()
-        #: What fixtures of a wider scope have made, and the words for it.
-        self._owned: dict[object, list[Thing]] = {}
-        self._owners: dict[Thing, str] = {}
+        #: What fixtures of a wider scope have made, with the words for it; and of those that have ended.
+        self._owned: dict[object, dict[Thing, str]] = {}
+        self._disowned: dict[Thing, str] = {}
         self._has_failed = False
         self._processes: dict[int, str] = {}
         self._sites.install()
@@ -118,7 +118,7 @@ class Leaks:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self) -> Generator[None, object, object]:
         self._sites.clear()
-        self._owners.clear()
+        self._disowned.clear()
         self._has_failed = False
         self._old_pids = set(os.listdir("/proc"))
         self._before = self._look()
@@ -153,14 +153,13 @@ class Leaks:
             new = self._new(before, self._look())
             mine = {thing: sort for thing, sort in new.items() if thing not in self._before}
             self._before |= mine
-            self._owned[fixturedef] = list(mine)
-            for thing in mine:
-                where = self._where(thing)
-                self._owners[thing] = f"by the {fixturedef.scope} fixture `{fixturedef.argname}`" + where
+            who = f"by the {fixturedef.scope} fixture `{fixturedef.argname}`"
+            self._owned[fixturedef] = {thing: who + self._where(thing) for thing in mine}
 
     def pytest_fixture_post_finalizer(self, fixturedef: pytest.FixtureDef[Any]) -> None:
-        for thing in self._owned.pop(fixturedef, ()):
+        for thing, who in self._owned.pop(fixturedef, {}).items():
             self._before.pop(thing, None)
+            self._disowned[thing] = who
 
     def _warm_up(self, backend: str) -> None:
         """Has what stays made, by the first worker of a backend."""
@@ -208,7 +207,7 @@ class Leaks:
         for thing in new:
             text = _describe(thing)
             if text and not any(one.has(thing, text) for one in allowed):
-                made = self._owners.get(thing) or self._where(thing)
+                made = self._disowned.get(thing) or self._where(thing)
                 texts[thing] = f"{text}, made {made.strip()}" if made else text
         return texts
 

@@ -86,6 +86,7 @@ class Limit:
         self._was_there: tuple[set[int], set[int]] = (set(), set())
         self._handler: Any = None
         self._is_aside = False
+        self._is_ending = False
         # Elsewhere no handler can be installed: there is only the other process.
         self._has_signal = threading.current_thread() is threading.main_thread()
         if self._has_signal:
@@ -110,12 +111,11 @@ class Limit:
             self._end()
 
     def _begin(self, item: pytest.Item, seconds: float) -> None:
-        workers = {info["id"] for info in _native.workers()}
-        self._was_there = (workers, set(tree.children()))
+        self._was_there = _there()
         self._failed_in, self._told = None, False
         self._item, self._seconds, self._deadline = item, seconds, time.monotonic() + seconds
         try:
-            self._arm()
+            self._arm(seconds)
         except OSError as error:  # an earlier test may have used up what it takes
             warnings.warn(
                 pytest.PytestWarning(f"there can be no dump of {item.nodeid}: {error}"), stacklevel=2
@@ -132,9 +132,8 @@ class Limit:
         if over:
             self._channel.wait_for_leave()
 
-    def _arm(self) -> None:
-        left = max(self._deadline - time.monotonic(), 0)
-        self._number = _native.hang_arm(os.fsencode(self._terms.dump), left, self._channel.told)
+    def _arm(self, seconds: float) -> None:
+        self._number = _native.hang_arm(os.fsencode(self._terms.dump), seconds, self._channel.told)
 
     def _disarm(self) -> None:
         number, self._number = self._number, None
@@ -160,7 +159,7 @@ class Limit:
     def come_back(self) -> None:
         """After it."""
         if self._is_aside:
-            self._arm()
+            self._arm(max(self._deadline - time.monotonic(), 0))
 
     # -- the end of a test that is late ------------------------------------------------------------------
 
@@ -171,19 +170,38 @@ class Limit:
             return  # it has just ended
         if self._failed_in is None:
             self._failed_in = self._phase
+            self._is_ending = True
             self._end_tree()
-        if self._failed_in == self._phase:  # what comes after it has its chance to clean up
+            self._is_ending = False
+        if (
+            self._failed_in == self._phase and not self._is_ending
+        ):  # what comes after it has its chance to clean up
             pytest.fail(exceeded(self._seconds))
 
     def _end_tree(self) -> None:
         """Ends what the test has started: its workers by their ladders, other processes at once."""
         workers, processes = self._was_there
         now = _native.workers()
-        for info in now:
-            if info["id"] not in workers:
-                _native.kill(info["id"])
+        mine = [info["id"] for info in now if info["id"] not in workers]
+        for worker in mine:
+            _native.kill(worker)
         pids = {info["pid"] for info in now}
         tree.end_below(but={*processes, *pids, *_native.fork_server_owns()["processes"]})
+        deadline = time.monotonic() + self._terms.grace / 2
+        for worker in mine:
+            with contextlib.suppress(LookupError):  # it has ended, and nobody has a handle
+                _native.wait(worker, max(deadline - time.monotonic(), 0))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+        """What a fixture of a wider scope has started is not the test's."""
+        if fixturedef.scope == "function":
+            return (yield)
+        before = _there()
+        result = yield
+        for others, earlier, now in zip(self._was_there, before, _there(), strict=True):
+            others |= now - earlier
+        return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self) -> Generator[None, object, object]:
@@ -217,6 +235,11 @@ class Limit:
                 report.longrepr = f"{exceeded(self._seconds)}, if not for long"
             report.sections.append(dump_section(read_dump(self._terms.dump)[0]))
         return report
+
+
+def _there() -> tuple[set[int], set[int]]:
+    """The workers and the child processes that there are."""
+    return {info["id"] for info in _native.workers()}, set(tree.children())
 
 
 def _count_threads() -> int:

@@ -93,8 +93,20 @@ def read_dump(path: str) -> tuple[str, bool]:
 class Observed:
     """A process that runs tests, as seen by the one who looks at it."""
 
-    def __init__(self, pid: int, pidfd: int, channel: socket, terms: Terms) -> None:
+    def __init__(
+        self, pid: int, pidfd: int, channel: socket, terms: Terms, *, master: int | None = None
+    ) -> None:
+        """As it is before its first test.
+
+        Args:
+            pid: The process.
+            pidfd: A descriptor of it.
+            channel: What it says.
+            terms: What its tests are held to.
+            master: A descriptor of a process that it is not to outlive.
+        """
         self.pidfd = pidfd
+        self._master = master
         self.test: Test | None = None
         self._pid = pid
         self._channel = channel
@@ -104,8 +116,14 @@ class Observed:
         self._due = self._signal = self._end = 0.0
         self._dump: str | None = None
         self._poll = select.poll()
-        for source in (channel.fileno(), pidfd):
-            self._poll.register(source, select.POLLIN)
+        for source in (channel.fileno(), pidfd, master):
+            if source is not None:
+                self._poll.register(source, select.POLLIN)
+
+    @property
+    def descriptors(self) -> set[int]:
+        """What it takes to look."""
+        return {self.pidfd, self._channel.fileno(), *([] if self._master is None else [self._master])}
 
     def next(self) -> relay.Message:
         """Waits for what it has to say, and holds its test to its limit meanwhile.
@@ -130,6 +148,9 @@ class Observed:
             ready = {fd for fd, _ in self._poll.poll(None if left is None else left * 1000 + 1)}
             if ready and not self._read() and self.pidfd in ready:
                 raise Gone
+            if self._master in ready:
+                self._poll.unregister(self._master)
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def _read(self) -> bool:
         """Takes in what is there. Whether there was anything."""
@@ -184,6 +205,8 @@ def start_watcher(session: pytest.Session, terms: Terms, *, reports: bool) -> tu
         that this process is to leave with, if it can't come to its end.
     """
     pid, pidfd = os.getpid(), os.pidfd_open(os.getpid())
+    # A worker of pytest-xdist's that is stuck would not notice that its controller is gone.
+    master = os.pidfd_open(os.getppid()) if hasattr(session.config, "workerinput") else None
     ours, theirs = socketpair()
     told, teller = os.pipe()
     sys.stdout.flush()
@@ -198,7 +221,8 @@ def start_watcher(session: pytest.Session, terms: Terms, *, reports: bool) -> tu
                 os._exit(0)
             os.close(told)
             ours.close()
-            _Watcher(session, Observed(pid, pidfd, theirs, terms), terms, teller).run(pid, reports)
+            observed = Observed(pid, pidfd, theirs, terms, master=master)
+            _Watcher(session, observed, terms, teller).run(pid, reports)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -207,6 +231,8 @@ def start_watcher(session: pytest.Session, terms: Terms, *, reports: bool) -> tu
     theirs.close()
     os.close(teller)
     os.close(pidfd)
+    if master is not None:
+        os.close(master)
     if status:
         raise RuntimeError("the process that is to look after the time limits could not be forked")
     return ours, told
@@ -226,7 +252,7 @@ class _Watcher:
         with open("/proc/self/comm", "w") as name:
             name.write("th-watch")
         if not reports:
-            _close_all_but(2, self.teller, self.observed.pidfd, self.observed._channel.fileno())
+            _close_all_but(2, self.teller, *self.observed.descriptors)
         journal = []
         try:
             while (message := self.observed.next())[0] != "bye":
