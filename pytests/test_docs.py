@@ -128,6 +128,7 @@ def test_commands_and_options_of_the_launcher_that_are_named_exist(launcher: Pat
     texts = [run(launcher, *topic, cwd=ROOT) for topic in topics]
     # For its own use, and in no help.
     texts.append((ROOT / "src" / "cli" / "args.rs").read_text().replace('Arg::Long("child")', "--child"))
+    texts.append(run(sys.executable, "-m", "pytest", "--help", cwd=ROOT))
     known = set(re.findall(r"--?[a-z][a-z-]*|\b[a-z]+\b", " ".join(texts)))
     named = [span for name in TEXT for span in spans(name) if span.startswith(("tractor-host ", "--"))]
     assert len(named) > 5

@@ -326,15 +326,15 @@ def test_a_late_test_fails_where_it_is_and_the_session_goes_on(shape: str, pytes
         late="print('its words')\n" + dedent(LATE[shape]),
         after="assert th.workers() == []; assert not open(f'/proc/self/task/{os.getpid()}/children').read()",
     )
-    result = run(pytester, "--spawn-timeout=0.7", "--spawn-timeout-grace=30")
+    result = run(pytester, "--spawn-timeout=1.5", "--spawn-timeout-grace=30")
     result.assert_outcomes(passed=2, failed=1)
     result.stdout.fnmatch_lines(
         [
-            "*Failed: time limit of 0.7 s exceeded",
+            "*Failed: time limit of 1.5 s exceeded",
             "*- Captured stdout call -*",
             "its words",
             "*- tractor-host dump -*",
-            "*no end within 0.7 s",
+            "*no end within 1.5 s",
             "*test_it.py:* in test_late",
             "FAILED test_it.py::test_late - *",
         ]
@@ -365,6 +365,40 @@ def test_what_nothing_ends_ends_the_session_with_its_report_written(
     )
     assert text_of(result).count("test_before PASSED") == 1
     assert cases(pytester.path / "report.xml") == {"test_before": "passed", "test_stuck": "failure"}
+
+
+def test_a_limit_holds_where_no_handler_can_be_installed(pytester: pytest.Pytester) -> None:
+    suite(pytester, before="pass", stuck="while True: pass", after="pass")
+    pytester.makepyfile(
+        in_a_thread="""
+        import sys, threading, pytest
+        threading.Thread(target=pytest.main, args=(sys.argv[1:],)).start()
+        """
+    )
+    done = pytester.run(sys.executable, "in_a_thread.py", *PLAIN, "--spawn-timeout=0.5", timeout=LIMIT)
+    assert done.ret == pytest.ExitCode.TESTS_FAILED
+    done.assert_outcomes(passed=1, failed=1)
+
+
+def test_a_limit_holds_where_its_handler_is_taken_away(pytester: pytest.Pytester) -> None:
+    stuck = "import signal\nfor s in range(35, 65): signal.signal(s, signal.SIG_DFL)\nwhile True: pass"
+    suite(pytester, before="pass", stuck=stuck, after="pass")
+    run(pytester, "--spawn-timeout=0.5", "--junit-xml=report.xml").assert_outcomes(passed=1, failed=1)
+    assert cases(pytester.path / "report.xml") == {"test_before": "passed", "test_stuck": "failure"}
+
+
+def test_a_fork_that_runs_on_is_not_taken_for_the_session(pytester: pytest.Pytester) -> None:
+    suite(
+        pytester,
+        forks="kept.append(os.fork())",
+        after="if kept[0]: assert os.waitpid(kept[0], 0)[1] == 0",
+        last="pass",
+    )
+    result = run(
+        pytester, "--spawn-timeout=20", "--spawn-leaks", "-o", "spawn_leaks_allow=processes", "-W", "ignore"
+    )
+    assert result.ret == 0
+    assert text_of(result).count("3 passed") == 2
 
 
 @pytest.mark.parametrize("where", ["setup", "teardown"])
@@ -437,7 +471,7 @@ def test_its_own_tree_is_ended_and_nobody_else_s(pytester: pytest.Pytester) -> N
             assert others[1].poll() is None
         """
     )
-    run(pytester, "--spawn-timeout=1", "--spawn-timeout-grace=30").assert_outcomes(passed=1, failed=1)
+    run(pytester, "--spawn-timeout=3", "--spawn-timeout-grace=30").assert_outcomes(passed=1, failed=1)
 
 
 def test_there_is_no_limit_in_a_debugger(pytester: pytest.Pytester) -> None:

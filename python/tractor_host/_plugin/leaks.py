@@ -91,6 +91,7 @@ class Leaks:
 
     def __init__(self, allowed: list[Allowed]) -> None:
         self._allowed = allowed
+        self._pid = os.getpid()
         self._sites = Sites()
         self._sites.before_spawn = self._warm_up
         self._warm: set[str] = set()
@@ -117,6 +118,8 @@ class Leaks:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self) -> Generator[None, object, object]:
+        if self._pid != os.getpid():  # a test's fork that runs on as if it were the session
+            return (yield)
         self._sites.clear()
         self._disowned.clear()
         self._has_failed = False
@@ -132,6 +135,8 @@ class Leaks:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, object, object]:
+        if self._pid != os.getpid():
+            return (yield)
         try:
             result = yield
         except BaseException as error:
@@ -144,7 +149,7 @@ class Leaks:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
-        if fixturedef.scope == "function":
+        if fixturedef.scope == "function" or self._pid != os.getpid():
             return (yield)
         before = self._look()
         try:

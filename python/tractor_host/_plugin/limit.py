@@ -38,11 +38,17 @@ class Channel:
     def __init__(self, channel: socket, told: int | None = None) -> None:
         self.told = told
         self._channel = channel
+        self._pid = os.getpid()
         self._lost = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Not in a test's fork that runs on as if it were the session."""
+        return self._pid == os.getpid()
 
     def tell(self, *message: Any) -> None:
         """Sends a message."""
-        if self._lost:
+        if self._lost or not self.is_ours:
             return
         try:
             relay.send(self._channel, *message)
@@ -102,7 +108,7 @@ class Limit:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         seconds = self._limit_of(item)
-        if seconds is None:
+        if seconds is None or not self._channel.is_ours:
             return (yield)
         self._begin(item, seconds)
         try:
@@ -120,7 +126,8 @@ class Limit:
             warnings.warn(
                 pytest.PytestWarning(f"there can be no dump of {item.nodeid}: {error}"), stacklevel=2
             )
-        self._channel.tell("begin", item.nodeid, item.location, seconds)
+        has_dump = self._number is not None
+        self._channel.tell("begin", item.nodeid, item.location, seconds, has_dump, self._has_signal)
 
     def _end(self) -> None:
         if self._item is None:

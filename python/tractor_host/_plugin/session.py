@@ -33,6 +33,7 @@ class Parts:
         settings: Settings,
         limit_of: Callable[[pytest.Item], float | None] | None,
     ) -> None:
+        self._pid = os.getpid()
         self._session = session
         self._config = session.config
         self._settings = settings
@@ -50,11 +51,12 @@ class Parts:
             self._undo = self._undo.pop_all()
 
     def __exit__(self, *exc_info: object) -> None:
-        self._undo.close()
+        if self._pid == os.getpid():  # and not in a test's fork that has run on
+            self._undo.close()
 
     def _set_up(self) -> None:
         folder = tempfile.mkdtemp(prefix="tractor-host-pytest-")
-        self._undo.callback(shutil.rmtree, folder)
+        self._undo.callback(shutil.rmtree, folder, ignore_errors=True)
         self._terms = Terms(folder, self._settings.grace)
         self._undo.callback(_restore, os.environ.get(VARIABLE))
         os.environ[VARIABLE] = f"{os.getpid()}-{os.path.basename(folder)}"
@@ -77,7 +79,7 @@ class Parts:
 
     def _equip(self, channel: Channel | None) -> None:
         """Makes the plugins of a process that runs tests. `channel` leads to who looks at it."""
-        if self._config.getoption("capture") in ("sys", "tee-sys"):
+        if self._config.getoption("capture", "no") in ("sys", "tee-sys"):
             output = Output(os.path.join(self._terms.folder, f"output-{os.getpid()}"))
             self._undo.callback(output.close)
             self._register(output)

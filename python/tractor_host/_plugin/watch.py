@@ -55,13 +55,23 @@ class Terms:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Test:
-    """A test that runs."""
+    """A test that runs.
+
+    Attributes:
+        nodeid: Its name.
+        location: Where it is.
+        seconds: Its limit.
+        has_dump: There will be a dump when that is over.
+        has_signal: The signal makes it fail.
+    """
 
     __test__ = False
 
     nodeid: str
     location: tuple[str, int | None, str]
     seconds: float
+    has_dump: bool = False
+    has_signal: bool = False
 
 
 class Overdue(Exception):
@@ -141,7 +151,8 @@ class Observed:
                 elif message[0] == "end":
                     self.test = None
                     if message[1]:  # it waits for leave to go on
-                        relay.send(self._channel, "go on")
+                        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                            relay.send(self._channel, "go on")
                 else:
                     return message
             left = self._act()
@@ -176,15 +187,27 @@ class Observed:
             return self._due - now
         if self._dump is None:
             text, whole = read_dump(self._terms.dump)
-            if not whole and now < self._due + _DUMP_TIME:
+            if self.test.has_dump and not whole and now < self._due + _DUMP_TIME:
                 return 0.01
-            self._dump, self._signal, self._end = text, now, now + self._terms.grace
+            grace = self._terms.grace if self.test.has_signal else 0
+            self._dump, self._signal, self._end = text, now, now + grace
         if now >= self._end:
             raise Overdue(self.test, self._dump)
         if now >= self._signal:
+            if not _catches_signal(self._pid):  # which would end it, with no report
+                raise Overdue(self.test, self._dump)
             signal.pidfd_send_signal(self.pidfd, SIGNAL)
             self._signal = now + _AGAIN
         return min(self._signal, self._end) - now
+
+
+def _catches_signal(pid: int) -> bool:
+    """Whether a process has a handler for the signal."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/status") as file:
+        for line in file:
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> (SIGNAL - 1) & 1)
+    return True  # it has ended, which is seen elsewhere
 
 
 # -- the watcher of a session ----------------------------------------------------------------------------
@@ -262,6 +285,10 @@ class _Watcher:
         except Gone:
             # It was killed. What is below it would live on, and its files too.
             tree.end_marked(VARIABLE, os.environ[VARIABLE])
+            if self.observed.test is not None:
+                text = f"tractor-host: pytest (pid {pid}) has ended during {self.observed.test.nodeid}\n"
+                with contextlib.suppress(OSError):  # nobody reads it
+                    os.write(2, text.encode())
         except Overdue as overdue:
             self.end(pid, overdue, journal if reports else None)
         shutil.rmtree(self.terms.folder, ignore_errors=True)
