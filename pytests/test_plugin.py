@@ -609,7 +609,9 @@ def test_a_group_is_what_is_asked_for(by: str, count: int, pytester: pytest.Pyte
 def test_the_end_of_an_isolated_session(pytester: pytest.Pytester) -> None:
     head = "@pytest.fixture(scope='module', autouse=True)\ndef f():\n    yield\n    open('torn_down', 'w').close()\n"
     suite(pytester, head=head, fails="assert 0", after="pass")
-    run(pytester, "--spawn-isolate=module", "-x").assert_outcomes(failed=1)
+    result = run(pytester, "--spawn-isolate=module", "-x")
+    result.assert_outcomes(failed=1, warnings=0)
+    result.stdout.fnmatch_lines(["!*stopping after 1 failures !*"])
     assert (pytester.path / "torn_down").exists()
     suite(pytester, exits="pytest.exit('enough', returncode=9)", after="pass")
     result = run(pytester, "--spawn-isolate=module")

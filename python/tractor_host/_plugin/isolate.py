@@ -92,13 +92,8 @@ class Isolation:
         """pytest-timeout's timers are for the process that the test is in."""
         return True if self._child is None else None
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self) -> None:
-        """After Ctrl-C there may be a process yet."""
-        self.finish()
-
     def finish(self) -> None:
-        """Ends the process of the present group."""
+        """Ends the process of the present group, if there is one: after its last test, or after Ctrl-C."""
         runner, self._runner = self._runner, None
         if runner is not None and self._child is None:
             runner.finish()
@@ -163,7 +158,8 @@ class _Runner:
                 if message[0] == "exit":
                     pytest.exit(*message[1:])
                 if message[0] == "done":
-                    self._session.shouldfail, self._session.shouldstop = message[1:]
+                    self._session.shouldfail = message[1] or self._session.shouldfail
+                    self._session.shouldstop = message[2] or self._session.shouldstop
                     return
                 yield message
         except Overdue as overdue:

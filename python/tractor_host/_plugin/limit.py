@@ -103,7 +103,7 @@ class Limit:
         """Gives the signal back."""
         _beside_forks.remove(self)
         if self._has_signal:
-            signal.signal(SIGNAL, self._handler)
+            signal.signal(SIGNAL, signal.SIG_DFL if self._handler is None else self._handler)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -173,17 +173,22 @@ class Limit:
     def _expired(self, number: int, frame: FrameType | None) -> None:
         """The handler of the signal: the dump is written."""
         __tracebackhide__ = True
+        problem = ""
         if self._item is None or self._phase is None or time.monotonic() < self._deadline:
             return  # it has just ended
         if self._failed_in is None:
             self._failed_in = self._phase
             self._is_ending = True
-            self._end_tree()
-            self._is_ending = False
+            try:
+                self._end_tree()
+            except OSError as error:  # the test may have used up what it takes
+                problem = f"; what it has started could not be ended: {error}"
+            finally:
+                self._is_ending = False
         if (
             self._failed_in == self._phase and not self._is_ending
         ):  # what comes after it has its chance to clean up
-            pytest.fail(exceeded(self._seconds))
+            pytest.fail(exceeded(self._seconds) + problem)
 
     def _end_tree(self) -> None:
         """Ends what the test has started: its workers by their ladders, other processes at once."""

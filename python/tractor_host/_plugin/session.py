@@ -75,7 +75,9 @@ class Parts:
         else:
             from tractor_host._plugin.isolate import Isolation
 
-            self._register(Isolation(self._session, isolate, self._terms, self._equip))
+            isolation = Isolation(self._session, isolate, self._terms, self._equip)
+            self._undo.callback(isolation.finish)
+            self._register(isolation)
 
     def _equip(self, channel: Channel | None) -> None:
         """Makes the plugins of a process that runs tests. `channel` leads to who looks at it."""
