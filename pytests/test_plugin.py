@@ -850,9 +850,12 @@ def test_nothing_outlives_a_pytest_that_is_killed(
         """,
     )
     command = [sys.executable, "-m", "pytest", *PLAIN, "--spawn-timeout=50", "--spawn-leaks", *how]
-    with subprocess.Popen(
-        command, cwd=pytester.path, stdout=subprocess.DEVNULL, start_new_session=True
-    ) as process:
+    with (
+        (tmp_path / "stderr").open("wb") as errors,
+        subprocess.Popen(
+            command, cwd=pytester.path, stdout=errors, stderr=errors, start_new_session=True
+        ) as process,
+    ):
         try:
             until((pytester.path / "ready").exists, "the test")
             process.kill()
@@ -860,6 +863,8 @@ def test_nothing_outlives_a_pytest_that_is_killed(
         finally:
             kill_session(process.pid)
     until(lambda: not list((tmp_path / "temporary").glob("tractor-host-pytest-*")), "an empty folder")
+    if how != ("--spawn-isolate=module",):
+        assert "has ended during test_it.py::test_it\n" in (tmp_path / "stderr").read_text()
 
 
 @pytest.mark.parametrize("how", [(), ("--spawn-isolate=module",)])
