@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
 import signal
@@ -171,8 +172,35 @@ async def large(count: int) -> bytes:
     return b"x" * count
 
 
-def thread_of() -> str:
-    return threading.current_thread().name
+_calls_here = contextvars.ContextVar("_calls_here", default=0)
+
+
+def thread_of() -> tuple[int, str, int]:
+    """Who carries it out, what it is called, and how many such calls its context knows of."""
+    _calls_here.set(_calls_here.get() + 1)
+    return threading.get_native_id(), threading.current_thread().name, _calls_here.get()
+
+
+def thread_beside(others: int) -> tuple[int, str, int]:
+    """The same, when so many are being carried out."""
+    _beside.append(None)
+    while len(_beside) < others:
+        th.check_cancelled()
+        time.sleep(0.001)
+    return thread_of()
+
+
+_beside: list[None] = []
+
+
+async def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]
+
+
+async def let_threads_wait(seconds: float) -> None:
+    from tractor_host import _aio
+
+    _aio._IDLE = seconds  # type: ignore[misc]
 
 
 def log(text: str) -> None:

@@ -25,7 +25,7 @@ import helpers
 import tractor_host as th
 from conftest import Program
 from helpers import PATIENCE
-from tractor_host import _calls
+from tractor_host import _aio, _calls
 from tractor_host._calls import Datagram, Link
 
 BACKENDS = ("subint", "forkserver", "subint_forkserver", "fork", "exec")
@@ -43,6 +43,11 @@ def preloaded() -> Iterator[None]:
 
 @pytest.fixture(params=LOOPS)
 def loop(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=LOOPS)
+def runtime(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -178,6 +183,51 @@ def test_descriptors_go_along(loop: str, backend: str) -> None:
 def _write_to(fd: th.Fd) -> None:
     with fd:
         os.write(fd.fileno(), b"hello")
+
+
+def test_threads_are_used_again(loop: str, runtime: str, backend: str) -> None:
+    async def main() -> None:
+        async with th.open_nursery(backend, runtime=runtime) as nursery:
+            portal = await nursery.start_actor()
+            found = [await portal.run(acting.thread_of) for _ in range(10)]
+            assert found == [(found[0][0], "call:thread_of", 1)] * 10
+            with pytest.raises(ValueError, match="on purpose"):
+                await portal.run(acting.fail_in_sync)
+            with anyio.move_on_after(0.02) as scope:
+                await portal.run(acting.until_told)
+            assert scope.cancelled_caught
+            # Of what was cancelled the next call there knows nothing.
+            assert await portal.run(acting.who_in_sync) == await portal.run(acting.who)
+            many: list[tuple[int, str, int]] = []
+
+            async def call() -> None:
+                many.append(await portal.run(acting.thread_beside, 5))
+
+            async with anyio.create_task_group() as tasks:
+                for _ in range(5):
+                    tasks.start_soon(call)
+            assert len({thread for thread, _, _ in many}) == 5
+            assert [rest for _, *rest in many] == [["call:thread_beside", 1]] * 5
+            assert found[0][0] in {thread for thread, _, _ in many}
+            assert (await portal.run(acting.threads)).count("th-idle") == 5
+
+    # Those that wait for another call keep no actor from leaving.
+    begun = time.monotonic()
+    run(loop, main)
+    assert time.monotonic() - begun < _aio._IDLE
+
+
+def test_a_thread_that_has_nothing_to_do_leaves(loop: str) -> None:
+    async def main() -> None:
+        async with th.open_nursery() as nursery:
+            portal = await nursery.start_actor()
+            await portal.run(acting.let_threads_wait, 0.001)
+            for _ in range(50):
+                assert (await portal.run(acting.thread_of))[1:] == ("call:thread_of", 1)
+            while "th-idle" in await portal.run(acting.threads):
+                await anyio.sleep(0.001)
+
+    run(loop, main)
 
 
 def test_what_a_call_raises_is_its_callers(loop: str, backend: str) -> None:

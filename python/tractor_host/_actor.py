@@ -123,7 +123,11 @@ async def serve(socket: socket.socket) -> None:
         answer = _begin(link, message)
         await channel.send(answer)
         if answer.kind == READY:
-            await _Serving(channel).run()
+            serving = _Serving(channel)
+            try:
+                await serving.run()
+            finally:
+                serving.threads.close()
     except BrokenPipeError, ConnectionResetError:
         return
     finally:
@@ -155,6 +159,9 @@ class _Serving:
     """What an actor with an event loop is carrying out."""
 
     def __init__(self, channel: Channel) -> None:
+        from tractor_host._aio import Threads
+
+        self.threads = Threads()
         self._channel = channel
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._streams: dict[int, Stream] = {}
@@ -292,7 +299,25 @@ class _Serving:
             raise TypeError(f"{_name_of(function)} is an async generator function: that is for open_stream")
         if _child.is_async(function):
             return await function(*args, **kwargs)
-        return await _in_thread(function, args, kwargs, scope)
+        return await self._in_thread(function, args, kwargs, scope)
+
+    async def _in_thread(self, function: Any, args: Any, kwargs: Any, scope: anyio.CancelScope) -> Any:
+        import anyio
+
+        from tractor_host._aio import in_thread
+
+        late = time.monotonic() + scope.deadline - anyio.current_time()
+        to_stop = threading.Event()
+
+        def call() -> Any:
+            _call.is_cancelled = lambda: to_stop.is_set() or time.monotonic() >= late
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _call.is_cancelled = None
+
+        name = f"call:{_name_of(function)}"
+        return await in_thread(call, name=name, on_cancel=to_stop.set, threads=self.threads)
 
 
 async def _stream_out(generator: Any, stream: Stream) -> None:
@@ -301,21 +326,6 @@ async def _stream_out(generator: Any, stream: Stream) -> None:
     async with aclosing(generator):
         async for item in generator:
             await stream.send(item)
-
-
-async def _in_thread(function: Any, args: Any, kwargs: Any, scope: anyio.CancelScope) -> Any:
-    import anyio
-
-    from tractor_host._aio import in_thread
-
-    late = time.monotonic() + scope.deadline - anyio.current_time()
-    to_stop = threading.Event()
-
-    def call() -> Any:
-        _call.is_cancelled = lambda: to_stop.is_set() or time.monotonic() >= late
-        return function(*args, **kwargs)
-
-    return await in_thread(call, name=f"call:{_name_of(function)}", on_cancel=to_stop.set)
 
 
 def _name_of(function: Any) -> str:

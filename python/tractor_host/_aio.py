@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import contextvars
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
@@ -35,6 +37,8 @@ __all__ = ["Stream"]
 _BATCH: Final = 64
 #: So many items of a stream are on their way, or wait for their receiver, at most.
 WINDOW: Final = 64
+#: Seconds that a thread waits for another call.
+_IDLE: Final = 10.0
 
 
 class Channel:
@@ -97,10 +101,115 @@ class Channel:
                 return None
 
 
+#: What a thread carries out. It calls what it is given before it tells that it has.
+_Job = Callable[[Callable[[], None]], None]
+
+
+@final
+class Threads:
+    """Threads for an actor's calls: one that has carried out a call waits for the next one, for some time.
+
+    An interrupt between two instructions can have one wait in vain for as long, and no call be lost.
+    """
+
+    def __init__(self) -> None:
+        #: Who becomes idle last is taken first. One that was taken may still be there.
+        self.idle: list[_Turn] = []
+        self.is_closed = False
+
+    def start(self, job: _Job, name: str) -> None:
+        """Has one carry it out.
+
+        Raises:
+            RuntimeError: There is no thread to be had.
+        """
+        while True:
+            try:
+                turn = self.idle[-1]
+            except IndexError:
+                _Hand(self, job, name).start()
+                return
+            call = (job, name)
+            is_ours = turn.taken.setdefault(None, call) is call
+            self._unlist(turn)
+            if is_ours:
+                turn.is_over.release()
+                return
+
+    def retire(self, turn: _Turn) -> tuple[_Job, str] | None:
+        """What it was taken for; if it was not, it can't be any more."""
+        call = turn.taken.setdefault(None, None)
+        self._unlist(turn)
+        return call
+
+    def _unlist(self, turn: _Turn) -> None:
+        with contextlib.suppress(ValueError):  # somebody else has seen that it was taken
+            self.idle.remove(turn)
+
+    def close(self) -> None:
+        """No thread is left when this returns, but for those that are carrying out something."""
+        self.is_closed = True
+        while True:
+            try:
+                turn = self.idle.pop()
+            except IndexError:
+                return
+            if self.retire(turn) is None:
+                turn.is_over.release()
+                turn.hand.join()
+
+
+class _Turn:
+    """A thread waits for a call; whoever comes first says which, or that there is none."""
+
+    __slots__ = ("hand", "is_over", "taken")
+
+    def __init__(self, hand: _Hand) -> None:
+        self.hand = hand
+        self.taken: dict[None, tuple[_Job, str] | None] = {}
+        self.is_over = threading.Lock()
+        self.is_over.acquire()
+
+
+class _Hand(threading.Thread):
+    """One of the threads."""
+
+    def __init__(self, threads: Threads, job: _Job, name: str) -> None:
+        super().__init__(name=name)
+        self._threads = threads
+        self._turn = _Turn(self)
+        self._turn.taken[None] = (job, name)
+        self._turn.is_over.release()
+
+    def run(self) -> None:
+        while (call := self._next()) is not None:
+            job, self.name = call
+            # As a thread of its own would have it.
+            inherits = sys.flags.thread_inherit_context
+            context = contextvars.copy_context() if inherits else contextvars.Context()
+            context.run(job, self._rest)
+            del call, job, context
+
+    def _rest(self) -> None:
+        self.name = "th-idle"
+        self._turn = _Turn(self)
+        self._threads.idle.append(self._turn)
+
+    def _next(self) -> tuple[_Job, str] | None:
+        """What there is to do; `None` if it has waited for long enough."""
+        turn = self._turn
+        turn.is_over.acquire(timeout=0 if self._threads.is_closed else _IDLE)
+        return self._threads.retire(turn)
+
+
 async def in_thread[T](
-    function: Callable[[], T], *, name: str, on_cancel: Callable[[], object] | None = None
+    function: Callable[[], T],
+    *,
+    name: str,
+    on_cancel: Callable[[], object] | None = None,
+    threads: Threads | None = None,
 ) -> T:
-    """Calls it on a thread of its own, which has ended when this returns.
+    """Calls it on one of the threads, or else on one of its own, which has ended when this returns.
 
     Where the caller is cancelled, `on_cancel` is called, and the function is waited for all the same.
 
@@ -109,22 +218,30 @@ async def in_thread[T](
         Exception: What it raises.
     """
     outcome: list[Callable[[], T]] = []
+    to_call: list[Callable[[], T]] = [function]
+    del function
     event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    def run() -> None:
+    def run(rest: Callable[[], None] | None = None) -> None:
         try:
-            value = function()
+            value = to_call[0]()
             outcome.append(lambda: value)
         except BaseException as error:
             raised = error
             outcome.append(lambda: _reraise(raised))
         finally:
+            to_call.clear()
+            if rest is not None:
+                rest()
             os.eventfd_write(event, 1)
 
-    thread = threading.Thread(target=run, name=name)
+    thread = threading.Thread(target=run, name=name) if threads is None else None
     try:
         try:
-            thread.start()
+            if threads is not None:
+                threads.start(run, name)
+            elif thread is not None:
+                thread.start()
         except RuntimeError as error:
             import errno
 
@@ -136,11 +253,13 @@ async def in_thread[T](
                 on_cancel()
             with anyio.CancelScope(shield=True):
                 await anyio.wait_readable(event)
-            thread.join()
+            if thread is not None:
+                thread.join()
             with contextlib.suppress(Cancelled):  # which is how it obeys
                 outcome[0]()
             raise
-        thread.join()
+        if thread is not None:
+            thread.join()
         return outcome[0]()
     finally:
         outcome.clear()

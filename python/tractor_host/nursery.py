@@ -308,7 +308,7 @@ class Portal[T]:
     async def run(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Has the actor call `function(*args, **kwargs)`, and returns what that returns.
 
-        An async function runs in the actor's event loop, another one on a thread of its own there (or, with
+        An async function runs in the actor's event loop, another one on a thread there (or, with
         `runtime="sync"`, in its main thread, one at a time). A time limit of the caller holds there too.
 
         When the caller is cancelled, the call is: an async one by its loop; a sync one is told so by

@@ -6,7 +6,7 @@ page. With one in flight, a call is a round trip (the median); with more, it is 
 number. The contestants take turns, round by round, and a row has the medians of the rounds.
 
 Those that belong to an event loop are called from trio, by one task for each call in flight. What a portal's
-actor calls is an async function, a function for a thread of its own, or, with runtime="sync", one after the
+actor calls is an async function, a function for one of its threads, or, with runtime="sync", one after the
 other.
 """
 
