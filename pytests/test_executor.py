@@ -26,6 +26,7 @@ from typing import Any
 
 import pytest
 
+import helpers
 import targets
 import tractor_host as th
 from conftest import Program
@@ -412,6 +413,15 @@ def test_no_room_for_workers(monkeypatch: pytest.MonkeyPatch) -> None:
         # One is enough.
         monkeypatch.setattr("tractor_host.executor.spawn", refuse)
         assert [pool.submit(targets.add, 1, 2).result(PATIENCE) for _ in range(3)] == [3] * 3
+
+
+def test_no_descriptors_for_the_thread() -> None:
+    with th.Executor(1) as pool:
+        with helpers.no_descriptor_left():
+            for _ in range(2):
+                with pytest.raises(OSError, match="Too many open files"):
+                    pool.submit(abs, -1)
+        assert pool.submit(abs, -1).result(PATIENCE) == 1
 
 
 # -- the end -----------------------------------------------------------------------------------------------------

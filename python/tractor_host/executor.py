@@ -431,8 +431,8 @@ class _Pool:
         self._inbox: collections.deque[_Task | Request | _Closing] = collections.deque()
         #: Turns to be taken, of whoever became idle last first. One that was taken may still be there.
         self._idle: list[_Turn] = []
-        #: Who is to be the thread.
-        self._elected: dict[None, threading.Thread] = {}
+        #: Who makes the thread.
+        self._elected: dict[None, _Founding] = {}
         # The thread's, for everybody to see.
         self._slots: dict[int, _Slot] = {}
         self._thread: threading.Thread | None = None
@@ -590,10 +590,11 @@ class _Pool:
     def _found(self, founding: _Founding) -> None:
         try:
             _thread.set_name(f"th-{self._name}")
-            thread = threading.Thread(target=self._run, name=f"th-{self._name}")
-            if self._elected.setdefault(None, thread) is thread:
+            if self._elected.setdefault(None, founding) is founding:
                 try:
-                    self._bell = _Bell()
+                    self._bell = bell = _Bell()
+                    args = (bell, select.epoll())
+                    thread = threading.Thread(target=self._run, args=args, name=f"th-{self._name}")
                     thread.start()
                 except BaseException:
                     self._bell = None
@@ -624,12 +625,10 @@ class _Pool:
 
     # -- the thread --------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        bell = self._bell
-        assert bell is not None
-        with select.epoll() as poller:
-            poller.register(bell.fd, select.EPOLLIN)
+    def _run(self, bell: _Bell, poller: select.epoll) -> None:
+        with poller:
             try:
+                poller.register(bell.fd, select.EPOLLIN)
                 while not self._is_sealed:
                     due = self._tend(poller)
                     if self._closing and not self._waiting and not self._slots and not self._requests:
