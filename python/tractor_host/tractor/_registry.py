@@ -1,0 +1,52 @@
+"""What is put into tractor so that it knows our backends. None of its files is touched."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any, Literal, get_args
+
+try:
+    import tractor._root
+    from tractor.spawn import _spawn
+except ImportError as error:
+    raise ImportError(
+        f"tractor_host.tractor is for programs that use tractor, which cannot be imported: {error}",
+        name=error.name,
+    ) from error
+
+from tractor_host.tractor import SPAWN_METHODS
+from tractor_host.tractor._supervise import supervise
+
+__all__ = ["install"]
+
+
+def install() -> None:
+    """See `tractor_host.tractor.install`."""
+    registry: Any = _spawn
+    registry._methods.update(dict.fromkeys(SPAWN_METHODS, supervise))
+    registry.SpawnMethodKey = Literal[*dict.fromkeys((*get_args(registry.SpawnMethodKey), *SPAWN_METHODS))]
+    suite: Any = sys.modules.get("tractor._testing.pytest")
+    if suite is not None:
+        suite.SpawnMethodKey = registry.SpawnMethodKey
+    compatible = tractor._root._DEBUG_COMPATIBLE_BACKENDS
+    tractor._root._DEBUG_COMPATIBLE_BACKENDS = (
+        *compatible,
+        *(key for key in SPAWN_METHODS if key not in compatible),
+    )
+    if not hasattr(_spawn.try_set_start_method, "_tractor_host"):
+        _spawn.try_set_start_method = _setter(_spawn.try_set_start_method)
+
+
+def _setter(original: Any) -> Any:
+    @functools.wraps(original)
+    def try_set_start_method(key: str) -> Any:
+        if key not in SPAWN_METHODS:
+            return original(key)
+        # Theirs refuses what it does not know, and asks of some names what ours do not need.
+        _spawn._ctx = None
+        _spawn._spawn_method = key
+        return None
+
+    try_set_start_method._tractor_host = True  # type: ignore[attr-defined]
+    return try_set_start_method

@@ -1,0 +1,72 @@
+"""What the fork server imports, so that no actor has to: all that one needs, and an actor's life, run once.
+
+A process that is forked has what its parent has worked out: caches of types, of codecs and of source files,
+and code that is specialised. So the fork server is an actor itself for a moment, and calls itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from typing import Final
+
+import tractor
+import tractor.to_asyncio
+import tractor.trionics.patches
+import trio
+from tractor.ipc import Channel
+from tractor.runtime._portal import open_portal
+from tractor.spawn import _spawn
+
+from tractor_host.tractor import _actor, _registry
+
+__all__ = ["answer"]
+
+#: Seconds that the rehearsal may take.
+_PATIENCE: Final = 10.0
+
+
+async def answer(number: int) -> int:
+    """What is called."""
+    return number
+
+
+async def _live(port: int) -> None:
+    """The life of an actor, on a port that nobody listens at."""
+    address = ("127.0.0.1", port)
+    with trio.fail_after(_PATIENCE):
+        async with (
+            tractor.open_root_actor(
+                name="rehearsal",
+                registry_addrs=[address],
+                enable_transports=["tcp"],
+                enable_modules=[__name__],
+                loglevel="critical",
+            ),
+            open_portal(await Channel.from_addr(address)) as portal,
+        ):
+            assert await portal.run(answer, number=1) == 1
+
+
+def _rehearse() -> None:
+    logger = logging.getLogger("tractor")
+    level, handlers = logger.level, logger.handlers[:]
+    method, hook = _spawn._spawn_method, sys.breakpointhook
+    override = {name: os.environ.pop(name, None) for name in ("TRACTOR_LOGLEVEL", "TRACTOR_SPAWN_METHOD")}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    try:
+        trio.run(_live, port)
+    finally:
+        os.environ.update({name: value for name, value in override.items() if value is not None})
+        _spawn._spawn_method, sys.breakpointhook = method, hook
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+        _actor.forget()
+
+
+_registry.install()
+tractor.trionics.patches.apply_all()
+_rehearse()
