@@ -99,11 +99,9 @@ def main(boot: Boot, sockets: Fd, stdin: Fd | None) -> None:
     except SystemExit:
         raise
     except BaseException as error:
-        if _child.was_cancelled() and isinstance(error, trio.Cancelled):
-            return
         # As Python ends a program.
         sys.excepthook(type(error), error, error.__traceback__)
-        sys.exit(1)
+        raise
 
 
 def _take_stdin(stdin: Fd | None) -> None:

@@ -7,6 +7,7 @@ import sys
 from typing import Any, Literal, get_args
 
 try:
+    import tractor
     import tractor._root
     from tractor.spawn import _spawn
 except ImportError as error:

@@ -21,6 +21,7 @@ from tractor.spawn import _spawn
 from tractor_host import _native
 from tractor_host import _spawn as spawning
 from tractor_host._share import Fd
+from tractor_host._worker import death_of
 from tractor_host.tractor import SPAWN_METHODS, _actor
 from tractor_host.tractor._process import Process
 from tractor_host.tractor._sockets import Record
@@ -223,19 +224,21 @@ async def _connected(server: Any, uid: tuple[str, str], process: Process) -> Any
         _, channel = await server.wait_for_peer(uid)
         return channel
 
-    async def death() -> None:
+    async def end() -> None:
         await process.wait()
 
     async with trio.open_nursery() as tasks:
         tasks.start_soon(first, peer)
-        tasks.start_soon(first, death)
+        tasks.start_soon(first, end)
     for channel in found:
         if channel is not None:
             return channel
-    how = process.exit
-    assert how is not None, "it has ended"
-    last = f"\n\nThe last of its stderr:\n{how.stderr.rstrip()}" if how.stderr else ""
-    raise ActorFailure(f"actor {uid[0]!r} ended before it had connected to its parent: {how.cause}{last}")
+    assert process.worker is not None, "nobody has given it up"
+    death = death_of(process.worker)
+    last = f"\n\nThe last of its stderr:\n{death.exit.stderr.rstrip()}" if death.exit.stderr else ""
+    raise ActorFailure(
+        f"actor {uid[0]!r} ended before it had connected to its parent: {death.exit.cause}{last}"
+    ) from death
 
 
 async def _end(process: Process, uid: tuple[str, str], *, has_booted: bool, is_in_debug: bool) -> None:

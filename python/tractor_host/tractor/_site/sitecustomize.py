@@ -1,8 +1,8 @@
 """Found by programs that a test suite starts, in its `PYTHONPATH`: has our backends installed in tractor when
 that is imported."""
 
-import importlib
 import importlib.abc
+import importlib.machinery
 import importlib.util
 import os
 import sys
@@ -50,12 +50,9 @@ class _Loader(importlib.abc.Loader):
 
 sys.meta_path.insert(0, _Finder())
 
-# The one that this stands before, if there is one.
+# The one that this stands before, if there is one, is run in its place.
 _here = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != _here]
-del sys.modules["sitecustomize"]
-try:
-    importlib.import_module("sitecustomize")
-except ImportError as error:
-    if error.name != "sitecustomize":
-        raise
+_other = importlib.machinery.PathFinder.find_spec("sitecustomize")
+if _other is not None and _other.loader is not None:
+    _other.loader.exec_module(importlib.util.module_from_spec(_other))
