@@ -212,6 +212,22 @@ def test_a_program_that_knows_nothing_of_it_runs_on_our_backends(program: Callab
 
 
 @needs_tractor
+def test_the_program_in_the_guide_prints_what_it_says(program: Callable[..., Program]) -> None:
+    guide = (HERE.parent / "docs" / "guide" / "tractor.md").read_text()
+    block = re.search(
+        r"^\$ cat program.py\n(.*)^\$ python program.py\n(.*?)^```", guide, re.MULTILINE | re.DOTALL
+    )
+    assert block is not None
+    # At the port that tractor takes by default, others may be.
+    code = block[1].replace('start_method="', f'registry_addrs=[("127.0.0.1", {a_port()})], start_method="')
+    command = [sys.executable, program(code).path]
+    done = subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, block[2]), done.stderr
+
+
+@needs_tractor
 def test_the_program_must_be_named() -> None:
     command = [sys.executable, "-m", "tractor_host.tractor"]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
