@@ -6,8 +6,6 @@ The fork server imports it, with tractor, once for all.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 import io
 import logging
 import os
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import tractor._child
 import tractor.devx
 import trio
-from tractor.devx import _frame_stack, _proctitle
+from tractor.devx import _proctitle
 from tractor.devx.debug import _tty_lock
 from tractor.ipc import _uds
 from tractor.runtime import _state
@@ -83,7 +81,6 @@ def main(boot: Boot, sockets: Fd, stdin: Fd | None) -> None:
     # The fork server's may be another one.
     _uds.UDSAddress.def_bindspace = _state.get_rt_dir()
     _take_down_sockets(boot.uid[1])
-    _look_at_frames_only()
     _hear_cancel()
     if not _native.is_main_interpreter():
         _leave_signals_alone()
@@ -149,19 +146,6 @@ def _take_down_sockets(owner: str) -> None:
         return await original(addr, **kwargs)
 
     _uds.start_listener = start_listener
-
-
-def _look_at_frames_only() -> None:
-    """Whenever an actor is called it goes through the frames below, for a name in one; `inspect.stack` reads
-    the source of each of them for that, which takes longer than all else that a first call does."""
-
-    class Inspect:
-        stack = staticmethod(functools.partial(inspect.stack, 0))
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(inspect, name)
-
-    _frame_stack.inspect = Inspect()
 
 
 def _leave_signals_alone() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from typing import Any, Literal, get_args
 
 try:
     import tractor
     import tractor._root
+    from tractor.devx import _frame_stack
     from tractor.spawn import _spawn
 except ImportError as error:
     raise ImportError(
@@ -37,6 +39,7 @@ def install() -> None:
     )
     if not hasattr(_spawn.try_set_start_method, "_tractor_host"):
         _spawn.try_set_start_method = _setter(_spawn.try_set_start_method)
+        _look_at_frames_only()
 
 
 def _setter(original: Any) -> Any:
@@ -51,3 +54,16 @@ def _setter(original: Any) -> Any:
 
     try_set_start_method._tractor_host = True  # type: ignore[attr-defined]
     return try_set_start_method
+
+
+def _look_at_frames_only() -> None:
+    """For each call, on both sides, tractor looks for a name in the frames of its stack, by `inspect.stack`;
+    and that reads the source of each of them, which takes longer than all else that a first call does."""
+
+    class Inspect:
+        stack = staticmethod(functools.partial(inspect.stack, 0))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(inspect, name)
+
+    _frame_stack.inspect = Inspect()

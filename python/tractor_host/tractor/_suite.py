@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+from tractor_host import _native
 from tractor_host.tractor import SPAWN_METHODS, install
 
 #: Has the programs that a test starts install our backends, and where they find this package.
@@ -33,6 +34,13 @@ def _adapt() -> None:
     suite._CAPSYS_REQUIRED_SPAWNERS = frozenset(suite._CAPSYS_REQUIRED_SPAWNERS) - SPAWN_METHODS.keys()
     is_forking_spawner = suite._is_forking_spawner
     suite._is_forking_spawner = lambda key: key not in SPAWN_METHODS and is_forking_spawner(key)
+    # After a test it ends all children of pytest; the fork server is to stay.
+    from tractor._testing import _reap
+
+    find_descendants = _reap.find_descendants
+    _reap.find_descendants = lambda parent: [
+        pid for pid in find_descendants(parent) if pid not in _native.fork_server_owns()["processes"]
+    ]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
