@@ -70,6 +70,8 @@ def exec_main() -> None:
     main()
 
 
+#: What else a blank does before it has a task; entered by modules that are preloaded.
+rehearsals: list[Callable[[], object]] = []
 #: What `_prepare_blank` has done.
 _is_prepared = False
 #: What the environment of a blank is, as in a specification.
@@ -104,6 +106,8 @@ def _prepare_blank() -> None:
     target = _find(reference)
     _runner(spec, target)
     _dump(target(*args, **kwargs))
+    for rehearse in rehearsals:
+        rehearse()
     _flush()
     _environment = environment
     if is_main:

@@ -88,12 +88,15 @@ async def supervise(
     record = Record.create() if inherited is None else inherited
     process: Process | None = None
     has_booted = False
+    server = actor_nursery._actor.ipc_server
+    # The server's own `wait_for_peer` waits for ever if the actor is there before it is called.
+    has_connected = server._peer_connected.setdefault(uid, trio.Event())
     try:
         await trio.lowlevel.checkpoint_if_cancelled()
         worker = await _in_thread(functools.partial(_start, boot, record, dict(proc_kwargs)))
         process = Process(worker)
         log.runtime(f"Started {process!r}\n")
-        channel = await _connected(actor_nursery._actor.ipc_server, uid, process)
+        channel = await _connected(server, has_connected, uid, process)
         portal = Portal(channel)
         actor_nursery._children[uid] = (subactor, process, portal)
         has_booted = True
@@ -129,6 +132,8 @@ async def supervise(
             record.close()
         if has_booted:
             actor_nursery._children.pop(uid, None)
+        else:
+            server._peer_connected.pop(uid, None)
 
 
 def _start(boot: _actor.Boot, record: Record, options: dict[str, Any]) -> Worker:
@@ -207,7 +212,7 @@ async def _in_thread[T](function: Callable[[], T]) -> T:
         outcome.clear()  # its traceback refers to this frame
 
 
-async def _connected(server: Any, uid: tuple[str, str], process: Process) -> Any:
+async def _connected(server: Any, has_connected: trio.Event, uid: tuple[str, str], process: Process) -> Any:
     """The channel that the actor has opened to us.
 
     Raises:
@@ -221,8 +226,8 @@ async def _connected(server: Any, uid: tuple[str, str], process: Process) -> Any
         tasks.cancel_scope.cancel()
 
     async def peer() -> Any:
-        _, channel = await server.wait_for_peer(uid)
-        return channel
+        await has_connected.wait()
+        return server._peers[uid][-1]
 
     async def end() -> None:
         await process.wait()

@@ -6,6 +6,7 @@ and code that is specialised. So the fork server is an actor itself for a moment
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -20,6 +21,7 @@ from tractor.ipc import Channel
 from tractor.runtime._portal import open_portal
 from tractor.spawn import _spawn
 
+from tractor_host import _child
 from tractor_host.tractor import _actor, _registry
 
 __all__ = ["answer"]
@@ -33,9 +35,8 @@ async def answer(number: int) -> int:
     return number
 
 
-async def _live(port: int) -> None:
-    """The life of an actor, on a port that nobody listens at."""
-    address = ("127.0.0.1", port)
+async def _live(address: tuple[str, int]) -> None:
+    """The life of an actor that is its own registrar."""
     with trio.fail_after(_PATIENCE):
         async with (
             tractor.open_root_actor(
@@ -55,10 +56,12 @@ def _rehearse() -> None:
     level, handlers = logger.level, logger.handlers[:]
     method, hook = _spawn._spawn_method, sys.breakpointhook
     override = {name: os.environ.pop(name, None) for name in ("TRACTOR_LOGLEVEL", "TRACTOR_SPAWN_METHOD")}
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    # At 127.0.0.1 somebody else might have taken the port by then, and be asked in earnest.
+    host = ".".join(["127", *(str(1 + number % 254) for number in os.urandom(3))])
+    with socket.create_server((host, 0)) as free:
+        address = free.getsockname()
     try:
-        trio.run(_live, port)
+        trio.run(_live, address)
     finally:
         os.environ.update({name: value for name, value in override.items() if value is not None})
         _spawn._spawn_method, sys.breakpointhook = method, hook
@@ -67,6 +70,14 @@ def _rehearse() -> None:
         _actor.forget()
 
 
+def _rehearse_in_a_blank() -> None:
+    """What is written to for the first time after a fork must be copied; that is done by then."""
+    # One that was not rehearsed, for want of time or a port, starts more slowly and no worse.
+    with contextlib.suppress(Exception):
+        _rehearse()
+
+
 _registry.install()
 tractor.trionics.patches.apply_all()
 _rehearse()
+_child.rehearsals.append(_rehearse_in_a_blank)
