@@ -111,13 +111,10 @@ class _Turn:
             modes[0] |= termios.ICRNL
             modes[3] = (modes[3] | termios.ICANON | termios.ECHO) & ~termios.ISIG
             modes[6][termios.VEOL] = _INTERRUPT
-        # Where it is another program's by now, it is not touched, and this process not stopped.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTIN])
-        try:
+        # Where it is another program's by now, it is not touched.
+        with _not_stopped():
             if os.tcgetpgrp(fd) == os.getpgrp():
                 termios.tcsetattr(fd, termios.TCSANOW, modes)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def give_back(self) -> None:
         fd, self._fd = self._fd, None
@@ -141,14 +138,21 @@ class _End:
         self._turn.give_back()
 
 
-@final
-class _Keyboard(io.TextIOBase):
+@contextlib.contextmanager
+def _not_stopped() -> Iterator[None]:
+    """A terminal that is not ours says so, and does not stop the process."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTIN, signal.SIGTTOU])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+class _Stream(io.TextIOBase):
+    """The terminal, of which pdb has one of each kind."""
+
     def __init__(self, turn: _Turn) -> None:
         self._turn = turn
-
-    @override
-    def readable(self) -> bool:
-        return True
 
     @override
     def fileno(self) -> int:
@@ -156,6 +160,13 @@ class _Keyboard(io.TextIOBase):
 
     @override
     def isatty(self) -> bool:
+        return True
+
+
+@final
+class _Keyboard(_Stream):
+    @override
+    def readable(self) -> bool:
         return True
 
     @override
@@ -166,17 +177,14 @@ class _Keyboard(io.TextIOBase):
             KeyboardInterrupt: It ends with Ctrl-C.
         """
         fd = self._turn.take()
-        # A terminal that is not ours to read is to say so, and not to stop the process.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTIN])
         try:
-            line = os.read(fd, _LINE)
+            with _not_stopped():
+                line = os.read(fd, _LINE)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
             # It is gone, or another program's by now.
             line = _END
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if line.endswith(_INTERRUPT):
             os.write(fd, b"\n")
             raise KeyboardInterrupt
@@ -184,22 +192,11 @@ class _Keyboard(io.TextIOBase):
 
 
 @final
-class _Screen(io.TextIOBase):
+class _Screen(_Stream):
     encoding = "utf-8"
-
-    def __init__(self, turn: _Turn) -> None:
-        self._turn = turn
 
     @override
     def writable(self) -> bool:
-        return True
-
-    @override
-    def fileno(self) -> int:
-        return self._turn.take()
-
-    @override
-    def isatty(self) -> bool:
         return True
 
     @override

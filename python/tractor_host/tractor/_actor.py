@@ -23,6 +23,7 @@ from tractor.spawn import _entry, _spawn
 from tractor.trionics import _mngrs
 
 from tractor_host import _child, _native
+from tractor_host._backends import _trio
 from tractor_host.tractor._sockets import Record
 
 if TYPE_CHECKING:
@@ -119,16 +120,8 @@ def _hear_cancel() -> None:
     original = _entry.async_main
 
     async def async_main(*args: Any, **kwargs: Any) -> Any:
-        token = trio.lowlevel.current_trio_token()
         with trio.CancelScope() as scope:
-
-            def cancel() -> None:
-                try:
-                    token.run_sync_soon(scope.cancel)
-                except trio.RunFinishedError:
-                    return
-
-            _child.set_canceller(cancel)
+            _child.set_canceller(_trio.canceller(scope))
             try:
                 return await original(*args, **kwargs)
             finally:
