@@ -40,6 +40,11 @@ def overwrite(view: Any) -> bytes:
     return bytes(view[:4])
 
 
+def die_with(view: Any) -> NoReturn:
+    os.kill(os.getpid(), 9)
+    raise AssertionError("it lives")
+
+
 def give_block(size: int = LARGE) -> memoryview:
     return block(size)
 
@@ -150,7 +155,7 @@ def return_unsealed(seal: bool, truncate: bool) -> NoReturn:
     fd = _native.memory_create("th-evil")
     os.write(fd, b"\x80" + bytes(8191))
     if seal:
-        _native.memory_seal(fd)
+        _native.memory_seal(fd, False)
     ours = os.dup(fd)  # what is sent is the channel's from then on
     _native.child_send({"type": "returned_in_memory"}, b"", fd)
     if truncate:

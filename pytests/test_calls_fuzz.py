@@ -19,7 +19,9 @@ from tractor_host import _calls, _native
 from tractor_host._calls import LARGE, MOST_PASSED, Incomplete, Link
 
 CASES = 20_000
-HEAD = struct.Struct("=BBBxHxxQd")
+HEAD = struct.Struct("=BBBBHxxQd")
+LOAN = struct.Struct("=QQ")
+HERE, FILE, LENT = range(3)
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -32,9 +34,14 @@ def ends() -> Iterator[tuple[socket.socket, Link]]:
 
 
 def head(
-    kind: int = _calls.CALL, in_file: int = 0, count: int = 0, number: int = 1, value: float = 0.0
+    kind: int = _calls.CALL,
+    place: int = HERE,
+    count: int = 0,
+    number: int = 1,
+    value: float = 0.0,
+    given_back: int = 0,
 ) -> bytes:
-    return HEAD.pack(_calls.VERSION, kind, in_file, count, number, value)
+    return HEAD.pack(_calls.VERSION, kind, place, given_back, count, number, value)
 
 
 def send(end: socket.socket, data: bytes, fds: list[int]) -> None:
@@ -126,10 +133,16 @@ def test_whatever_comes_is_a_message_or_refused(ends: tuple[socket.socket, Link]
 def _datagram(chance: random.Random, beside: list[int]) -> tuple[bytes, list[int]]:
     """A message with something done to it, mostly."""
     fds = chance.choices(beside, k=chance.choice((0, 0, 0, 1, 1, 2, 3)))
-    in_file = bool(fds) and chance.random() < 0.6
+    place = chance.choice((FILE, LENT)) if fds and chance.random() < 0.6 else HERE
+    given_back = chance.choice((0, 0, 0, 1, 16))
     kind = chance.randint(_calls.READY, _calls.LOG)
     value = chance.choice((0.0, 1.5, -1.0, 1e300, float("inf"), float("nan")))
-    data = bytearray(head(kind, in_file, len(fds), chance.getrandbits(64), value))
+    data = bytearray(head(kind, place, len(fds), chance.getrandbits(64), value, given_back))
+    data += struct.pack(
+        f"={given_back}Q", *(chance.choice((1, 2, chance.getrandbits(64))) for _ in range(given_back))
+    )
+    if place == LENT:
+        data += LOAN.pack(chance.getrandbits(64), chance.choice((1, 5000, LARGE + 1, 1 << 60, 0)))
     data += bytes(chance.choice((0, 0, 1, 100, 3000)))
     match chance.randrange(12):
         case 0:
@@ -146,28 +159,38 @@ def _datagram(chance: random.Random, beside: list[int]) -> tuple[bytes, list[int
             fds = chance.choices(beside, k=chance.randint(0, 4))
         case 6 if chance.random() < 0.1:
             data += bytes(LARGE + chance.randint(-HEAD.size, 3) - len(data) + HEAD.size)
-        case 7 if chance.random() < 0.05:
+        case 7:
+            data[3] = chance.choice((1, 16, 17, 255))
+        case 8 if chance.random() < 0.05:
             fds = chance.choices(beside, k=chance.randint(MOST_PASSED, 253))
     return bytes(data), fds
 
 
+@pytest.mark.parametrize("place", [FILE, LENT], ids=["in a file", "lent"])
 @pytest.mark.parametrize("what", [*MAPPED, *REFUSED, *UNMAPPABLE])
-def test_content_is_in_a_sealed_file_or_refused(ends: tuple[socket.socket, Link], what: str) -> None:
+def test_content_is_in_a_sealed_file_or_refused(
+    ends: tuple[socket.socket, Link], what: str, place: int
+) -> None:
     """Any other one could be cut short by its sender, and whoever reads it would die of SIGBUS."""
     ours, link = ends
     before = os.listdir("/proc/self/fd")
     fd = (MAPPED | REFUSED | UNMAPPABLE)[what]()
+    data = head(place=place, count=3, number=7) + (LOAN.pack(5, 1 << 40) if place == LENT else b"")
     try:
-        send(ours, head(in_file=1, count=3, number=7), [fd, 0, 1])
+        send(ours, data, [fd, 0, 1])
     finally:
         os.close(fd)
-    if what in MAPPED:
+    # What is lent is written to again, once it was given back.
+    if what in MAPPED or (place == LENT and what == "a file that can be written to"):
         message = link.receive(wait=False)
         assert message is not None
         assert (message.number, len(message.passed)) == (7, 2)
+        assert len(message.content) <= LARGE + 1, "no more than there is"
         assert bytes(message.content[:1]) == b"\0"
         for passed in message.passed:
             _native.fd_close(passed)
+        del message
+        assert link.given_back() == ([5] if place == LENT else [])
     elif what in UNMAPPABLE:
         with pytest.raises(Incomplete) as caught:
             link.receive(wait=False)
@@ -175,6 +198,31 @@ def test_content_is_in_a_sealed_file_or_refused(ends: tuple[socket.socket, Link]
     else:
         with pytest.raises(ValueError, match="file"):
             link.receive(wait=False)
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        head(given_back=17) + bytes(17 * 8),
+        head(given_back=2) + bytes(15),
+        head(place=LENT, count=1) + bytes(LOAN.size - 1),
+        head(place=LENT, count=1) + LOAN.pack(1, 0),
+        head(place=LENT) + LOAN.pack(1, 1),
+        head(place=3, count=1),
+    ],
+    ids=["too many are given back", "fewer than said", "half a loan", "nothing lent", "no file", "nowhere"],
+)
+def test_what_is_said_of_segments_is_checked(ends: tuple[socket.socket, Link], data: bytes) -> None:
+    ours, link = ends
+    fds = [memory(100)]
+    try:
+        send(ours, data, fds if data[4] else [])
+    finally:
+        os.close(fds[0])
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ValueError, match="something else than a message"):
+        link.receive(wait=False)
     assert os.listdir("/proc/self/fd") == before
 
 

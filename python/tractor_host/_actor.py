@@ -235,7 +235,8 @@ class _Serving:
         try:
             with scope:
                 value = await self._perform(message, scope, stream)
-                answer = Datagram(_calls.RETURNED, number, 0.0, _calls.packed_result(value))
+                packed = _calls.packed_result(value)
+                answer = Datagram(_calls.RETURNED, number, 0.0, packed, link=self._channel.link)
             if answer is None:
                 answer = Datagram(_calls.CANCELLED, number)
         except BaseException as error:

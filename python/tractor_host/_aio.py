@@ -23,7 +23,7 @@ except ImportError as error:
         "tractor_host's nurseries need anyio: pip install 'tractor-host[nursery]'", name="anyio"
     ) from error
 
-from tractor_host import _calls, _remote
+from tractor_host import _calls, _native, _remote
 from tractor_host._calls import Datagram, Incomplete, Link, Message
 from tractor_host._errors import Cancelled
 from tractor_host._parcel import Packed
@@ -49,6 +49,8 @@ class Channel:
         self.link = link
         self._turn = anyio.Lock()
         self._in_a_row = 0
+        #: What who waits for a message wakes up by.
+        self._nap: anyio.CancelScope | None = None
 
     def try_send(self, datagram: Datagram) -> bool:
         """Sends it and closes it, if there is room just now; whether there was.
@@ -64,6 +66,7 @@ class Channel:
             datagram.close()
             raise
         datagram.close()
+        self._wake_to_trim()
         return True
 
     async def send(self, datagram: Datagram) -> None:
@@ -96,9 +99,21 @@ class Channel:
                 return self.link.receive(wait=False)
             except BlockingIOError:
                 self._in_a_row = 0
-                await anyio.wait_readable(self.link.socket)
+                await self._wait()
             except ConnectionResetError:
                 return None
+
+    async def _wait(self) -> None:
+        """Until something comes; meanwhile frees what was kept for long enough."""
+        while True:
+            with anyio.CancelScope() as self._nap:
+                self._wake_to_trim()
+                return await anyio.wait_readable(self.link.socket)
+
+    def _wake_to_trim(self) -> None:
+        due = self.link.trim()
+        if due is not None and self._nap is not None:
+            self._nap.deadline = anyio.current_time() + max(0.0, due - _native.clock())
 
 
 #: What a thread carries out. It calls what it is given before it tells that it has.
@@ -355,7 +370,9 @@ class Stream(anyio.abc.ObjectStream[Any]):
             self._check_sending()
         self._credit -= 1
         try:
-            await self._channel.send(Datagram(_calls.ITEM, self._number, 0.0, packed))
+            await self._channel.send(
+                Datagram(_calls.ITEM, self._number, 0.0, packed, link=self._channel.link)
+            )
         except ConnectionError as error:
             raise anyio.BrokenResourceError from error
         except BaseException:

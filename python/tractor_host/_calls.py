@@ -1,8 +1,8 @@
 """Calls to a worker that stays: what it and whoever calls it say to each other.
 
-A message is one datagram: a head, and a pickle. A large pickle is in a sealed file in memory, whose
-descriptor comes beside the datagram, as do those that the call refers to. So nobody ever waits in the middle
-of a message, and whoever dies in one has not sent it.
+A message is one datagram: a head, and a pickle. A large pickle is in a file in memory, sealed or lent
+(`_lending`), and whose descriptor comes beside the datagram, as do those that the call refers to. So nobody
+ever waits in the middle of a message, and whoever dies in one has not sent it.
 
 Workers load this too, so it imports nothing that it can do without.
 """
@@ -10,6 +10,7 @@ Workers load this too, so it imports nothing that it can do without.
 import _socket
 import struct
 import sys
+from time import monotonic
 
 from tractor_host import _native
 from tractor_host._errors import Cancelled
@@ -17,19 +18,32 @@ from tractor_host._parcel import Packed, opened, unpack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Sequence
     from typing import Any, Final
 
+    from tractor_host._lending import Loan, Segments
+
 #: Of what is said here. Both sides must speak the same.
-VERSION: Final = 1
-#: The version; what it is; whether the content is in a file; how many descriptors come beside it; the number
-#: of the call; seconds that it has, or how many.
-_HEAD: Final = struct.Struct("=BBBxHxxQd")
+VERSION: Final = 2
+#: The version; what it is; where its content is; how many segments are given back with it; how many
+#: descriptors come beside it; the number of the call; seconds that it has, or how many. There follow the
+#: numbers of those segments; of a segment that it is in, the number, and how many bytes; or else the content.
+_HEAD: Final = struct.Struct("=BBBBHxxQd")
+#: Where content can be: in the datagram, in a sealed file, in a segment that is lent.
+_HERE, _FILE, _LENT = range(3)
+_NUMBER: Final = struct.Struct("=Q")
+_LOAN: Final = struct.Struct("=QQ")
 #: Bytes. What is larger goes by a file in memory. Some of these fit into any socket's buffer.
 LARGE: Final = 1 << 16
 #: The most descriptors that can go beside a call; the kernel takes 253, one is for the content.
 MOST_PASSED: Final = 250
 _SPACE: Final = _socket.CMSG_SPACE(4 * (MOST_PASSED + 1))
+#: The most segments that are given back with one message.
+_MOST_RETURNED: Final = 16
+_LONGEST: Final = _HEAD.size + _MOST_RETURNED * _NUMBER.size + _LOAN.size + LARGE
+#: Seconds. Who did not wait for longer than this for a message may be sent the next one soon.
+_SOON: Final = 200e-6
 
 #: The worker is ready; a main module to make before the next call; a call; what it returned; what it raised.
 READY, MAIN, CALL, RETURNED, RAISED = range(1, 6)
@@ -72,7 +86,7 @@ class Incomplete(OSError):
 class Datagram:
     """A message that is ready to be sent, and again if there was no room. It has its file in memory."""
 
-    __slots__ = ("_beside", "_memory", "_parts", "kind")
+    __slots__ = ("_beside", "_loan", "_memory", "_parts", "kind")
 
     def __init__(
         self,
@@ -81,8 +95,9 @@ class Datagram:
         value: float = 0.0,
         packed: Packed | None = None,
         passed: Sequence[int] = (),
+        link: Link | None = None,
     ) -> None:
-        """Puts it together.
+        """Puts it together. With the `link` that it is for, large content is in a segment of that.
 
         Raises:
             OSError: There is no memory or descriptor left.
@@ -90,14 +105,19 @@ class Datagram:
         """
         if len(passed) > MOST_PASSED:
             raise ValueError(f"a call can pass {MOST_PASSED} descriptors at most, not {len(passed)}")
-        payload, memory = (b"", None) if packed is None else packed.content("th-call", LARGE)
-        self._fill(kind, number, value, payload, memory, passed)
+        payload, memory = b"", None
+        self._loan = None if packed is None or link is None else link.lend(packed)
+        if self._loan is not None:
+            payload = _LOAN.pack(self._loan.segment.number, self._loan.size)
+        elif packed is not None:
+            payload, memory = packed.content("th-call", LARGE)
+        self._fill(kind, number, value, payload, memory, passed, link)
 
     @classmethod
     def of_bytes(cls, kind: int, number: int, payload: bytes) -> Datagram:
         """The same, of what is pickled already."""
         made = cls.__new__(cls)
-        memory = None
+        made._loan = memory = None
         if len(payload) > LARGE:
             from tractor_host._parcel import written
 
@@ -113,6 +133,7 @@ class Datagram:
         payload: bytes,
         memory: int | None,
         passed: Sequence[int],
+        link: Link | None = None,
     ) -> None:
         if len(payload) > LARGE:  # no file for it could be had
             from errno import EMFILE
@@ -121,11 +142,17 @@ class Datagram:
             raise OSError(EMFILE, f"{strerror(EMFILE)}: a large value needs a file in memory")
         self.kind = kind
         self._memory = memory
-        fds = [*([] if memory is None else [memory]), *passed]
+        place, fds = _HERE, [*passed]
+        if self._loan is not None:
+            place, fds = _LENT, [self._loan.segment.fd, *passed]
+        elif memory is not None:
+            place, fds = _FILE, [memory, *passed]
         self._beside: list[Any] = []
         if fds:
             self._beside = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))]
-        self._parts = [_HEAD.pack(VERSION, kind, memory is not None, len(fds), number, value), payload]
+        back = [] if link is None else link.given_back()
+        head = _HEAD.pack(VERSION, kind, place, len(back), len(fds), number, value)
+        self._parts = [head, *map(_NUMBER.pack, back), payload]
 
     def send(self, socket: _socket.socket, *, wait: bool = True) -> None:
         """Sends it.
@@ -136,21 +163,31 @@ class Datagram:
         """
         flags = _socket.MSG_NOSIGNAL | (0 if wait else _socket.MSG_DONTWAIT)
         socket.sendmsg(self._parts, self._beside, flags)
+        self._loan = None
 
     def close(self) -> None:
-        """Closes its file; may be called again."""
+        """Closes its file, and has its segment back, if it was not sent; may be called again."""
         memory, self._memory = self._memory, None
         if memory is not None:
             _native.fd_close(memory)
+        loan, self._loan = self._loan, None
+        if loan is not None:
+            loan.take_back()
 
 
 class Link:
     """One end of the way between them."""
 
-    __slots__ = ("socket",)
+    __slots__ = ("_is_brisk", "_returns", "_segments", "socket")
 
     def __init__(self, socket: _socket.socket) -> None:
         self.socket = socket
+        #: Whether the next message may come soon.
+        self._is_brisk = True
+        #: Where large content is sent in, once there is any.
+        self._segments: Segments | None = None
+        #: The segments of the other end that were given back, if there ever was one.
+        self._returns: deque[int] | None = None
 
     def send(self, kind: int, number: int, packed: Packed | None = None, passed: Sequence[int] = ()) -> None:
         """Sends it. There is room for it: nobody sends more than one message that is not asked for.
@@ -159,7 +196,7 @@ class Link:
             OSError: There is nobody at the other end (EPIPE, ECONNRESET), or no memory or descriptor left.
             ValueError: It refers to too many descriptors.
         """
-        self._send(Datagram(kind, number, 0.0, packed, passed))
+        self._send(Datagram(kind, number, 0.0, packed, passed, self))
 
     def send_bytes(self, kind: int, number: int, payload: bytes) -> None:
         """The same, for what is pickled already."""
@@ -181,7 +218,12 @@ class Link:
             ValueError: It is none of ours.
         """
         flags = _socket.MSG_CMSG_CLOEXEC | (0 if wait else _socket.MSG_DONTWAIT)
-        data, beside, seen, _ = self.socket.recvmsg(_HEAD.size + LARGE, _SPACE, flags)
+        if wait:
+            begin = monotonic()
+            self._rest()
+        data, beside, seen, _ = self.socket.recvmsg(_LONGEST, _SPACE, flags)
+        if wait:
+            self._is_brisk = monotonic() - begin < _SOON
         fds: list[int] = []
         for _, _, rights in beside:
             fds += struct.unpack(f"={len(rights) // 4}i", rights[: len(rights) // 4 * 4])
@@ -190,31 +232,96 @@ class Link:
         if not data and not fds:
             return None
         try:
-            if len(data) < _HEAD.size or seen & _socket.MSG_TRUNC:
-                raise _malformed(data)
-            version, kind, in_file, count, number, value = _HEAD.unpack_from(data)
-            if version != VERSION or not READY <= kind <= LOG or in_file > 1:
-                raise _malformed(data)
-            if not in_file <= count <= MOST_PASSED + in_file or len(fds) > count:
-                raise _malformed(data)
-            if seen & _socket.MSG_CTRUNC or len(fds) < count:
-                from errno import EMFILE
-                from os import strerror
-
-                what = f"{strerror(EMFILE)}: not all descriptors of a message could be received"
-                raise _incomplete(OSError(EMFILE, what), kind, number)
-            if not in_file:
-                return Message(kind, number, value, data[_HEAD.size :], fds)
-            # Who made another one could crash whoever maps it.
-            _native.memory_check(fds[0])
-            try:
-                content = opened(fds.pop(0))
-            except OSError as error:
-                raise _incomplete(error, kind, number) from error
-            return Message(kind, number, value, content, fds)
+            return self._read(data, fds, seen)
         except BaseException:
             _close(fds)
             raise
+
+    def _read(self, data: bytes, fds: list[int], seen: int) -> Message:
+        """What has come, with these descriptors. It takes the one of its content out of them."""
+        if len(data) < _HEAD.size or seen & _socket.MSG_TRUNC:
+            raise _malformed(data)
+        version, kind, place, back, count, number, value = _HEAD.unpack_from(data)
+        if version != VERSION or not READY <= kind <= LOG or place > _LENT or back > _MOST_RETURNED:
+            raise _malformed(data)
+        beside = int(place != _HERE)
+        begin = _HEAD.size + back * _NUMBER.size
+        loan_end = begin + (_LOAN.size if place == _LENT else 0)
+        if len(data) < loan_end or len(data) - loan_end > LARGE:
+            raise _malformed(data)
+        loan = _LOAN.unpack_from(data, begin) if place == _LENT else (0, 1)
+        if not loan[1]:
+            raise _malformed(data)
+        if not beside <= count <= MOST_PASSED + beside or len(fds) > count:
+            raise _malformed(data)
+        if back and self._segments is not None:
+            self._segments.take_back(struct.unpack_from(f"={back}Q", data, _HEAD.size))
+        if seen & _socket.MSG_CTRUNC or len(fds) < count:
+            from errno import EMFILE
+            from os import strerror
+
+            what = f"{strerror(EMFILE)}: not all descriptors of a message could be received"
+            raise _incomplete(OSError(EMFILE, what), kind, number)
+        if place == _HERE:
+            return Message(kind, number, value, data[begin:], fds)
+        # Who made another one could crash whoever maps it.
+        _native.memory_check(fds[0], place == _LENT)
+        try:
+            fd = fds.pop(0)
+            content = opened(fd) if place == _FILE else self._borrowed(fd, *loan)
+        except OSError as error:
+            raise _incomplete(error, kind, number) from error
+        return Message(kind, number, value, content, fds)
+
+    def _rest(self) -> None:
+        """Waits for the next message, or leaves that to whoever receives it."""
+        while (due := self.trim()) is not None or self._is_brisk:
+            asleep = 0.0 if due is None else max(0.0, due - _native.clock())
+            if _native.readable(self.socket.fileno(), self._is_brisk, asleep):
+                return
+            self._is_brisk = False
+
+    # -- segments ----------------------------------------------------------------------------------------
+
+    def lend(self, packed: Packed) -> Loan | None:
+        """What is large, in a segment that is to be sent; `None` if it is not, or there is none to be had."""
+        pieces, size = packed.pieces()
+        if size <= LARGE:
+            return None
+        if self._segments is None:
+            from tractor_host._lending import Segments
+
+            self._segments = Segments()
+        try:
+            return self._segments.lend("th-call", pieces, size)
+        except OSError:
+            return None  # a file of its own may do; or else that says why not
+
+    def _borrowed(self, fd: int, number: int, size: int) -> memoryview:
+        from tractor_host._lending import Borrowed
+
+        if self._returns is None:
+            from collections import deque
+
+            self._returns = deque()
+        try:
+            return Borrowed.of(fd, number, self._returns)[:size]
+        finally:
+            _native.fd_close(fd)
+
+    def given_back(self) -> list[int]:
+        """Segments of the other end's that nobody refers to any more: it is told now, or never."""
+        found: list[int] = []
+        while self._returns and len(found) < _MOST_RETURNED:
+            try:
+                found.append(self._returns.popleft())
+            except IndexError:
+                break
+        return found
+
+    def trim(self) -> float | None:
+        """Frees what was kept for long enough; when there is more to free, by `_native.clock`."""
+        return None if self._segments is None else self._segments.trim()
 
     def fileno(self) -> int:
         """Its descriptor; -1 once it is closed."""
@@ -223,6 +330,7 @@ class Link:
     def close(self) -> None:
         """Lets the other end know that nothing more will come."""
         self.socket.close()
+        self._segments = None
 
 
 def _malformed(data: bytes) -> ValueError:
@@ -294,6 +402,8 @@ def serve_calls(link: Link, *, once: bool = False) -> None:
         except OSError as error:
             # The answer could not be sent: that one is short.
             link.send_bytes(RAISED, message.number, dumped(error))
+        # Nothing is to stay because nobody calls.
+        del message, answer
 
 
 def _carry_out(message: Message, mains: list[bytes | memoryview]) -> Packed | bytes:
@@ -332,13 +442,15 @@ def unpacked(message: Message, mains: list[bytes | memoryview]) -> Any:
             if _child.made_of is None:
                 _child.make_main(*unpack(mains[0]))
             mains.clear()
+        # What is in a segment can be given back with the answer.
+        content, message.content = message.content, b""
         if not message.passed:
-            return unpack(message.content)
+            return unpack(content)
         from tractor_host import _share
 
         _share.arrived = message.passed
         try:
-            return unpack(message.content)
+            return unpack(content)
         except BaseException:
             _close(message.passed)
             raise

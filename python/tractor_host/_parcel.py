@@ -77,7 +77,7 @@ class Packed:
         """
         if not self._buffers and len(self._pickle) == 1 and len(whole := self._pickle[0]) <= large:
             return whole, None
-        pieces, size = self._pieces()
+        pieces, size = self.pieces()
         if size > large:
             try:
                 return b"", written(name, pieces)
@@ -95,10 +95,10 @@ class Packed:
         Raises:
             OSError: There is none to be had.
         """
-        return written(name, self._pieces()[0])
+        return written(name, self.pieces()[0])
 
-    def _pieces(self) -> tuple[list[Any], int]:
-        """What to write, in order, and its size."""
+    def pieces(self) -> tuple[list[Any], int]:
+        """What to write, in order, and how many bytes that is."""
         size = sum(map(len, self._pickle))
         if not self._buffers:
             return list(self._pickle), size
@@ -175,8 +175,8 @@ def mapped(fd: int, *, private: bool) -> memoryview:
     return memoryview(mmap.mmap(fd, 0, flags=flags, prot=access, trackfd=False))
 
 
-def written(name: str, pieces: list[Any]) -> int:
-    """A sealed file in memory with these pieces in it."""
+def written(name: str, pieces: list[Any], *, is_lent: bool = False) -> int:
+    """A sealed file in memory with these pieces in it; only its size is, if it is lent."""
     from posix import writev
 
     fd = _native.memory_create(name)
@@ -188,7 +188,7 @@ def written(name: str, pieces: list[Any]) -> int:
                 count -= len(left.pop())
             if count:  # not all of this one
                 left.append(memoryview(left.pop())[count:])
-        _native.memory_seal(fd)
+        _native.memory_seal(fd, is_lent)
     except BaseException:
         _native.fd_close(fd)
         raise

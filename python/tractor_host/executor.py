@@ -679,7 +679,7 @@ class _Pool:
                     self._dismiss(slot)
                 else:
                     due.append(spent)
-            due.append(slot.deadline)
+            due += (slot.deadline, slot.link.trim())
         if self._waiting and self._not_before:
             due.append(self._not_before)
         dates = [date for date in due if date is not None]

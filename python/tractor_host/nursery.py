@@ -858,7 +858,7 @@ class _Worker:
         target, main = self._only
         call = self._only_call = self._next_call()
         try:
-            datagrams = self._datagrams(_calls.CALL, call, target, main, math.inf)
+            datagrams = self._datagrams(channel.link, _calls.CALL, call, target, main, math.inf)
         except OSError as error:  # no memory or descriptor here
             call.settle(error)
             self.forget(call)
@@ -872,12 +872,12 @@ class _Worker:
                 datagram.close()
 
     def _datagrams(
-        self, kind: int, call: _Call, target: Target, main: list[str] | None, seconds: float
+        self, link: Link, kind: int, call: _Call, target: Target, main: list[str] | None, seconds: float
     ) -> list[Datagram]:
         made = []
         if main is not None and not self._main_sent and not self._has_our_main():
             made.append(Datagram(_calls.MAIN, 0, 0.0, Packed(main)))
-        made.append(Datagram(kind, call.number, seconds, target.packed, target.passed))
+        made.append(Datagram(kind, call.number, seconds, target.packed, target.passed, link))
         return made
 
     async def begin(
@@ -907,7 +907,7 @@ class _Worker:
             seconds = anyio.current_effective_deadline() - anyio.current_time()
             datagrams: list[Datagram] = []
             try:
-                datagrams = self._datagrams(kind, call, target, main, seconds)
+                datagrams = self._datagrams(channel.link, kind, call, target, main, seconds)
                 for datagram in datagrams:
                     await channel.send(datagram)
                     self._main_sent |= datagram.kind == _calls.MAIN

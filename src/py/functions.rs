@@ -23,7 +23,8 @@ use crate::spawn::{apart, context, held, terminal};
 use crate::supervise::guard::{self, ctrl_c, gil};
 use crate::supervise::worker::Worker;
 use crate::supervise::{Rung, Supervisor};
-use crate::sys::{clock, fd, memfile, thread};
+use crate::sys::memfile::Seals;
+use crate::sys::{clock, fd, memfile, process, ready, thread};
 use crate::wire::message::{FromWorker, PreloadFailure};
 
 /// Declares a function of the module: its Rust type, its Python signature, its docstring.
@@ -379,22 +380,35 @@ native!(MemoryCreate, "memory_create", ("name"), waits: false,
     let name = json(args, 0)?.as_str().ok_or_else(|| Error::invalid("a name is a str"))?;
     Ok(json!(held::hold(call.interpreter, memfile::sealable(name)?)?).into())
 });
-native!(MemorySeal, "memory_seal", ("fd"), waits: false,
-"Make a file in memory immutable, by a descriptor that is the caller's.",
+native!(MemorySeal, "memory_seal", ("fd", "is_lent"), waits: false,
+"Make a file in memory immutable, by a descriptor that is the caller's; or only its size, if it is lent.",
 |call, args| {
+    let seals = seals(args, 1)?;
     let fd = held::take(call.interpreter, number(args, 0)?)?;
-    let sealed = memfile::seal(&fd);
+    let sealed = memfile::seal(&fd, seals);
     held::hold(call.interpreter, fd)?;
     sealed.map(|()| Value::NONE)
 });
-native!(MemoryCheck, "memory_check", ("fd"), waits: false,
+native!(MemoryCheck, "memory_check", ("fd", "is_lent"), waits: false,
 "Refuse (ValueError) what is no sealed file in memory, by a descriptor that is the caller's.",
 |call, args| {
+    let seals = seals(args, 1)?;
     let fd = held::take(call.interpreter, number(args, 0)?)?;
-    let checked = memfile::check_sealed(&fd);
+    let checked = memfile::check_sealed(&fd, seals);
     held::hold(call.interpreter, fd)?;
     checked.map(|()| Value::NONE).map_err(|error| Error::invalid(error.to_string()))
 });
+native!(Readable, "readable", ("fd", "is_brisk", "seconds"), waits: true,
+"Wait until there is something to read, by a descriptor that stays open meanwhile: for a moment without sleeping, if \
+ `is_brisk`, and then asleep, for so many seconds at most. Whether there is, or may be.",
+|_, args| {
+    let is_brisk = json(args, 1)?.as_bool().ok_or_else(|| Error::invalid("is_brisk is a bool"))?;
+    let asleep = seconds("seconds", json(args, 2)?.as_f64().unwrap_or(f64::NAN))?;
+    Ok(ready::readable(number(args, 0)?, is_brisk, asleep).into())
+});
+native!(Forks, "forks", (), waits: false,
+    "How often this process has forked, or a number that is larger; not counting what execs at once.",
+    |_, _| Ok(json!(process::forks()).into()));
 native!(FdAdopt, "fd_adopt", ("fd"), waits: false,
 "Take a descriptor into hand that the caller has received, and that nobody else owns: it is closed with the interpreter \
  at the latest.",
@@ -535,6 +549,8 @@ pub(super) fn table() -> Table {
         .with::<MemoryCreate>()
         .with::<MemorySeal>()
         .with::<MemoryCheck>()
+        .with::<Readable>()
+        .with::<Forks>()
         .with::<FdAdopt>()
         .with::<FdClose>()
         .with::<FdDetach>()
@@ -597,6 +613,12 @@ fn enter(call: &Call, what: &'static str, worker: &Worker, goes_on: bool) {
 fn number(args: &[Arg<'_>], index: usize) -> Result<i32> {
     let number = json(args, index)?.as_i64().and_then(|number| i32::try_from(number).ok());
     number.ok_or_else(|| Error::invalid("a descriptor is a small integer"))
+}
+
+/// How a file in memory is sealed that is lent, or is not.
+fn seals(args: &[Arg<'_>], index: usize) -> Result<Seals> {
+    let is_lent = json(args, index)?.as_bool().ok_or_else(|| Error::invalid("is_lent is a bool"))?;
+    Ok(if is_lent { Seals::Size } else { Seals::Everything })
 }
 
 /// A pickle, or a descriptor of the caller's to where it is.

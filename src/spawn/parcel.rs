@@ -5,8 +5,9 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Arc, Mutex};
 
 use crate::error::{Error, Result};
+use crate::sys::fd;
 use crate::sys::lock::lock;
-use crate::sys::{fd, memfile};
+use crate::sys::memfile::{self, Seals};
 use crate::wire::message::{Outcome, Role};
 
 /// The most descriptors that arguments can refer to; those of ours go beside the same message.
@@ -36,7 +37,7 @@ impl Content {
     /// It is no such file.
     pub fn received(memory: Option<OwnedFd>) -> Result<Self> {
         let Some(memory) = memory else { return Ok(Self::Lost) };
-        memfile::check_sealed(&memory)?;
+        memfile::check_sealed(&memory, Seals::Everything)?;
         Ok(Self::Memory(Arc::new(memory)))
     }
 

@@ -33,28 +33,44 @@ pub fn sealable(name: &str) -> Result<OwnedFd> {
         .map_err(|errno| Error::os("make a file in memory", errno))
 }
 
-/// Neither its size nor what is in it changes any more, for anybody who holds or maps it.
-const SEALED: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::WRITE);
+/// What does not change any more, for anybody who holds or maps a file in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seals {
+    /// Neither its size nor what is in it.
+    Everything,
+    /// Its size. Its owner writes to it again when whoever it was lent to has given it back.
+    Size,
+}
 
-/// Makes a file of [`sealable`] immutable, for ever.
+impl Seals {
+    fn flags(self) -> SealFlags {
+        let size = SealFlags::SHRINK.union(SealFlags::GROW);
+        match self {
+            Self::Everything => size.union(SealFlags::WRITE),
+            Self::Size => size,
+        }
+    }
+}
+
+/// Seals a file of [`sealable`], for ever.
 ///
 /// # Errors
-/// EBUSY while somebody has it mapped for writing.
-pub fn seal(file: impl AsFd) -> Result<()> {
-    rustix::fs::fcntl_add_seals(file, SEALED | SealFlags::SEAL)
+/// EBUSY while somebody has it mapped for writing, which is not to change.
+pub fn seal(file: impl AsFd, seals: Seals) -> Result<()> {
+    rustix::fs::fcntl_add_seals(file, seals.flags() | SealFlags::SEAL)
         .map_err(|errno| Error::os("seal a file in memory", errno))
 }
 
-/// Refuses what is no sealed file in memory. Whoever maps another one can be crashed by who made it: what
-/// is mapped beyond the end of a file is a SIGBUS.
+/// Refuses what is no file in memory with these seals. Whoever maps another one can be crashed by who made it:
+/// what is mapped beyond the end of a file is a SIGBUS.
 ///
 /// # Errors
 /// A breach of the protocol.
-pub fn check_sealed(file: impl AsFd) -> Result<()> {
+pub fn check_sealed(file: impl AsFd, seals: Seals) -> Result<()> {
     match rustix::fs::fcntl_get_seals(file) {
-        Ok(seals) if seals.contains(SEALED) => Ok(()),
-        Ok(seals) => {
-            Err(Error::protocol(format!("a file in memory with the seals {:#x} only", seals.bits())))
+        Ok(found) if found.contains(seals.flags()) => Ok(()),
+        Ok(found) => {
+            Err(Error::protocol(format!("a file in memory with the seals {:#x} only", found.bits())))
         }
         Err(errno) => Err(Error::protocol(format!("a descriptor that is no file in memory ({errno})"))),
     }

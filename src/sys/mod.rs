@@ -19,6 +19,7 @@ pub mod oom;
 pub mod presses;
 pub mod process;
 pub mod procfs;
+pub mod ready;
 pub mod runtime_folder;
 pub mod signal;
 pub mod terminal;

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
@@ -420,6 +421,23 @@ pub unsafe fn fork() -> std::io::Result<i32> {
         -1 => Err(std::io::Error::last_os_error()),
         pid => Ok(pid),
     }
+}
+
+/// How often this process has forked since it was asked first, by whoever: what any code maps privately, a child
+/// of a fork has too. In a child it is larger by one than it was.
+pub fn forks() -> u64 {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    static COUNTED: OnceLock<bool> = OnceLock::new();
+    extern "C" fn count() {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+    }
+    // SAFETY: the handler touches an atomic and nothing else, and this library is never unloaded.
+    let is_counted = *COUNTED.get_or_init(|| unsafe { libc::pthread_atfork(Some(count), None, None) } == 0);
+    if !is_counted {
+        // There was no memory for it: as if there were a fork between any two questions.
+        count();
+    }
+    COUNT.load(Ordering::Relaxed)
 }
 
 /// What a fork made: nothing new to know for the child, the child's pid and pidfd for who forked.
