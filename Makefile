@@ -25,7 +25,7 @@ build: $(INSTALLED) ## provide CPython 3.14 and install the package into .venv, 
 test: build ## run every check and test, and print the totals
 	@scripts/test
 
-lint: build ## run the checks alone: format, clippy, ruff, mypy
+lint: build ## run the checks alone: format, clippy, ruff, mypy, pyright
 	@scripts/test --lint
 
 bench: build ## time spawning, sharing and calls

@@ -218,8 +218,8 @@ class Link:
             ValueError: It is none of ours.
         """
         flags = _socket.MSG_CMSG_CLOEXEC | (0 if wait else _socket.MSG_DONTWAIT)
+        begin = monotonic()
         if wait:
-            begin = monotonic()
             self._rest()
         data, beside, seen, _ = self.socket.recvmsg(_LONGEST, _SPACE, flags)
         if wait:
@@ -392,18 +392,24 @@ def serve_calls(link: Link, *, once: bool = False) -> None:
             continue
         last = message.number
         try:
-            answer = _carry_out(message, mains)
-            if isinstance(answer, Packed):
-                link.send(RETURNED, message.number, answer)
-            else:
-                link.send_bytes(RAISED, message.number, answer)
+            _answer(link, message, mains)
         except BrokenPipeError, ConnectionResetError:
             return  # who has asked is gone
-        except OSError as error:
-            # The answer could not be sent: that one is short.
-            link.send_bytes(RAISED, message.number, dumped(error))
-        # Nothing is to stay because nobody calls.
-        del message, answer
+
+
+def _answer(link: Link, message: Message, mains: list[bytes | memoryview]) -> None:
+    """Calls, and says what has come of that. Nothing of it stays here, where the next call may never come."""
+    answer = _carry_out(message, mains)
+    try:
+        if isinstance(answer, Packed):
+            link.send(RETURNED, message.number, answer)
+        else:
+            link.send_bytes(RAISED, message.number, answer)
+    except ConnectionError:
+        raise
+    except OSError as error:
+        # The answer could not be sent: that one is short.
+        link.send_bytes(RAISED, message.number, dumped(error))
 
 
 def _carry_out(message: Message, mains: list[bytes | memoryview]) -> Packed | bytes:

@@ -23,7 +23,7 @@ from _pytest.runner import runtestprotocol
 
 from tractor_host._plugin import relay, tree
 from tractor_host._plugin.limit import Channel
-from tractor_host._plugin.watch import Gone, Observed, Overdue, Terms, Test, overdue_report
+from tractor_host._plugin.watch import Gone, Observed, Overdue, Terms, Test, captured, overdue_report
 
 #: What can be a group, and the nodes that are the same for all tests of one.
 GROUPS: Final[dict[str, Any]] = {
@@ -203,11 +203,7 @@ class _Runner:
 
     def _output(self) -> list[tuple[str, str]]:
         """What its test has written: with --capture=fd the files that it writes to are shared with it."""
-        capture = self._session.config.pluginmanager.getplugin("capturemanager")
-        if capture is None or not capture.is_globally_capturing():
-            return []
-        names = ("Captured stdout", "Captured stderr")
-        return list(zip(names, capture.read_global_capture(), strict=True))
+        return captured(self._session.config)
 
 
 def _how(status: int) -> str:

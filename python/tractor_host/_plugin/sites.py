@@ -132,8 +132,10 @@ class Sites:
         @functools.wraps(function)
         def make(*args: Any, **kwargs: Any) -> Any:
             frames = frames_here()
-            if kind == "shm" and (args[1] if len(args) > 1 else kwargs["flags"]) & os.O_CREAT:
-                self._file(f"/dev/shm/{args[0].lstrip('/')}", frames)
+            if kind == "shm":
+                path, *flags = args
+                if (flags[0] if flags else kwargs["flags"]) & os.O_CREAT:
+                    self._file(f"/dev/shm/{path.lstrip('/')}", frames)
             result = function(*args, **kwargs)
             for key in result if isinstance(result, tuple) else (result,):
                 self.made["fds" if kind == "shm" else kind, key] = frames

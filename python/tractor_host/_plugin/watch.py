@@ -319,12 +319,8 @@ class _Watcher:
         with _muted():  # all of it has been shown
             for message in journal:
                 relay.replay(config, message)
-        capture = config.pluginmanager.getplugin("capturemanager")
-        sections = []
-        if capture is not None and capture.is_globally_capturing():
-            # With --capture=fd the files that tests write to are shared with the process.
-            for name, text in zip(("stdout", "stderr"), capture.read_global_capture(), strict=True):
-                sections.append((f"Captured {name}", text))
+        # With --capture=fd the files that tests write to are shared with the process.
+        sections = captured(config)
         report = overdue_report(overdue, _phase(overdue.test, journal), sections)
         config.hook.pytest_runtest_logreport(report=report)
         config.hook.pytest_runtest_logfinish(nodeid=overdue.test.nodeid, location=overdue.test.location)
@@ -334,6 +330,15 @@ class _Watcher:
         config.hook.pytest_unconfigure(config=config)
         sys.stdout.flush()
         sys.stderr.flush()
+
+
+def captured(config: pytest.Config) -> list[tuple[str, str]]:
+    """What tests have written since that was asked last, by the titles that pytest gives it."""
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    if capture is None or not capture.is_globally_capturing():
+        return []
+    titles = ("Captured stdout", "Captured stderr")
+    return list(zip(titles, capture.read_global_capture(), strict=True))
 
 
 def overdue_report(overdue: Overdue, when: str, sections: list[tuple[str, str]]) -> pytest.TestReport:
