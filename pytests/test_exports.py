@@ -16,7 +16,7 @@ PUBLIC = {
     "Quarantined", "RemoteError", "Shared", "Source", "Statistics", "Stream",
     "StuckFrame", "StuckThread", "TaskTimeout", "Worker", "WorkerAbandoned", "WorkerCancelled", "WorkerDied", "WorkerError",
     "WorkerKilled", "__version__", "breakpointhook", "check_cancelled", "current_actor", "devx", "dump", "events", "guard_ctrl_c", "log_to_logging", "open_nursery", "preload",
-    "quarantine", "rungs", "share", "spawn", "statistics", "watch_gil", "workers",
+    "quarantine", "rungs", "share", "spawn", "statistics", "to_worker", "watch_gil", "workers",
 }  # fmt: skip
 
 

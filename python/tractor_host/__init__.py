@@ -12,7 +12,7 @@ faster for what it does not load.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tractor_host import devx
+    from tractor_host import devx, to_worker
     from tractor_host._actor import Actor, check_cancelled, current_actor
     from tractor_host._aio import Stream
     from tractor_host._debug import breakpointhook
@@ -82,6 +82,7 @@ __all__ = [
     "share",
     "spawn",
     "statistics",
+    "to_worker",
     "watch_gil",
     "workers",
 ]
@@ -134,8 +135,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "devx":
-        return __import__(f"{__name__}.devx", fromlist=[name])
+    if name in ("devx", "to_worker"):
+        return __import__(f"{__name__}.{name}", fromlist=[name])
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

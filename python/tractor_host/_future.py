@@ -188,6 +188,17 @@ class Future[T](concurrent.futures.Future[T]):
         if self._watched is not None:
             self._watched.tell(self)
 
+    def tell_when_over(self, waiter: Any) -> None:
+        """Has `waiter.event.post(self)` called once, when the task does not run any more; at once if so."""
+        waiting = self._watchers().waiting
+        waiting.append(waiter)
+        if self._stage in _NOTED:
+            try:
+                waiting.remove(waiter)
+            except ValueError:
+                return  # it was told
+            waiter.event.post(self)
+
     def call_back(self) -> None:
         """Calls those that were not called yet."""
         self._invoke_callbacks()
@@ -384,15 +395,8 @@ class _Waiters:
             waiter.event = _Post(waiter)
         if future._state in _NOTED:
             return  # which it has seen
-        waiting = future._watchers().waiting
-        waiting.append(waiter)
-        if future._stage in _NOTED:
-            # It has become so since it was shown.
-            try:
-                waiting.remove(waiter)
-            except ValueError:
-                return  # it was told
-            waiter.event.post(future)
+        # It may have become so since it was shown.
+        future.tell_when_over(waiter)
 
     def remove(self, waiter: Any) -> None:
         try:
