@@ -548,7 +548,7 @@ def test_a_fork_can_not_use_it(program: Callable[..., Program]) -> None:
 # -- with others -----------------------------------------------------------------------------------------------
 
 
-def test_asyncio_can_run_calls_in_it_and_cancel_them() -> None:
+def test_asyncio_can_run_calls_in_it_and_cancel_them(backend: str) -> None:
     async def main(pool: th.Executor) -> list[int]:
         loop = asyncio.get_running_loop()
         stuck = loop.run_in_executor(pool, targets.spin)
@@ -558,9 +558,68 @@ def test_asyncio_can_run_calls_in_it_and_cancel_them() -> None:
             await stuck
         return values
 
-    with th.Executor(2) as pool:
+    with th.Executor(2, backend) as pool:
         assert asyncio.run(main(pool)) == [0, -1, -2]
         until(lambda: len(pool.workers()) == 1, "the end of the stuck one")
+
+
+def test_whoever_in_asyncio_stops_waiting_stops_the_task() -> None:
+    """By a time limit of the loop's, the failure of a sibling, or the end of the loop."""
+
+    async def limited(pool: th.Executor) -> None:
+        loop = asyncio.get_running_loop()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await loop.run_in_executor(pool, targets.spin)
+        with pytest.raises(ExceptionGroup) as caught:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_awaiting(loop.run_in_executor(pool, targets.spin)))
+                tasks.create_task(_awaiting(loop.run_in_executor(pool, targets.raise_with_notes)))
+        assert caught.group_contains(ValueError, match="noted")
+        # Nobody waits for this one, but the loop.
+        left = loop.create_task(_awaiting(loop.run_in_executor(pool, targets.spin)))
+        await asyncio.sleep(0.05)
+        assert not left.done()
+
+    with th.Executor(2) as pool:
+        asyncio.run(limited(pool))
+        until(lambda: not any(slot.task for slot in list(pool._pool._slots.values())), "their end")
+        assert pool.submit(targets.add, 1, 2).result(PATIENCE) == 3
+
+
+async def _awaiting(future: asyncio.Future[Any]) -> Any:
+    return await future
+
+
+def test_asyncio_is_told_of_deaths_time_limits_and_the_end_of_the_pool() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        with th.Executor(1, task_timeout=0.2, stdio="null") as pool:
+            with pytest.raises(th.WorkerDied):
+                await loop.run_in_executor(pool, targets.abort)
+            with pytest.raises(th.TaskTimeout):
+                await loop.run_in_executor(pool, targets.spin)
+            assert await loop.run_in_executor(pool.with_timeout(None), targets.return_after, 0.3, 7) == 7
+            queued = [loop.run_in_executor(pool, targets.spin) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            queued[1].cancel()
+            pool.kill_workers()
+            with pytest.raises(th.WorkerKilled):
+                await queued[0]
+            with pytest.raises(asyncio.CancelledError):
+                await queued[1]
+            with pytest.raises(RuntimeError, match="after shutdown"):
+                loop.run_in_executor(pool, abs, 1)
+
+    asyncio.run(main())
+
+
+def test_asyncio_takes_only_threads_as_its_default() -> None:
+    async def main() -> None:
+        with th.Executor(1) as pool, pytest.raises(TypeError, match="ThreadPoolExecutor"):
+            asyncio.get_running_loop().set_default_executor(pool)  # type: ignore[arg-type]
+
+    asyncio.run(main())
 
 
 def test_workers_have_pools_of_their_own(backend: str) -> None:
