@@ -449,6 +449,16 @@ def test_shutdown_can_cancel_what_has_not_begun(tmp_path: Path) -> None:
     assert all(future.done() for future in futures)
 
 
+def test_workers_that_have_nothing_to_do_are_killed_at_once(backend: str) -> None:
+    with th.Executor(2, backend, cancel_timeout=PATIENCE) as pool:
+        list(pool.map(time.sleep, [0.05] * 4))
+        assert len(pool.workers()) == 2
+        start = time.monotonic()
+        pool.terminate_workers()
+        assert pool.workers() == []
+        assert time.monotonic() - start < PATIENCE / 2
+
+
 @pytest.mark.parametrize("how", ["terminate_workers", "kill_workers"])
 def test_all_workers_can_be_killed(backend: str, how: str) -> None:
     pool = th.Executor(2, backend, cancel_timeout=0.1)

@@ -758,6 +758,9 @@ class _Pool:
                 if slot.end in (None, "leave", "mute"):
                     if slot.task is not None:
                         slot.task.future.claim()
+                    else:
+                        # It waits for a call, where a subinterpreter hears of no cancelling: it reads this.
+                        slot.link.socket.shutdown(socket.SHUT_WR)
                     slot.end = "kill"
                     _native.kill(slot.worker._key)
         for task in dropped:
