@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self, final
 
+from tractor_host._by_value import ByValue
 from tractor_host._parcel import Packed
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def call_of(
     Raises:
         Exception: It can't be pickled.
     """
+    if isinstance(function, ByValue):
+        return Target.of_call(function, args, kwargs, what=function.description), None
     try:
         target = Target.of_call(function, args, kwargs)
         if not target.needs_main:
