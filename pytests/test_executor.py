@@ -185,6 +185,18 @@ def test_functions_of_main_and_closures(backend: str, program: Callable[..., Pro
     assert (found.stdout, found.stderr) == ("4 [2, 4]\n2\n6\n[0, 3, 6, 9]\n", "")
 
 
+def test_closures_among_the_arguments(backend: str) -> None:
+    pytest.importorskip("cloudpickle", reason="for closures")
+    data = bytearray(200_000)
+    with th.Executor(1, backend) as pool:
+        assert pool.submit(operator.call, lambda: len(data) + 7).result(PATIENCE) == 200_007
+        assert pool.submit(max, [1, -3], key=lambda number: -number).result(PATIENCE) == -3
+        # What can't be sent so either is told as ever.
+        error = pool.submit(targets.echo, lambda: 7, threading.Lock()).exception(PATIENCE)
+        assert error is not None
+        assert error.__notes__[-1].startswith("argument 1 of type function cannot be pickled")
+
+
 def test_closures_without_cloudpickle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "cloudpickle", None)
     with th.Executor(1) as pool, pytest.raises((pickle.PicklingError, AttributeError)) as caught:

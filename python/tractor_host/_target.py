@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -150,7 +151,16 @@ def call_of(
         data = _cloudpickled(function)
         if data is None:
             raise
-        return Target.of_call(_ByValue(data), args, kwargs, what=describe(function)), None
+        what = describe(function)
+        try:
+            return Target.of_call(_ByValue(data), args, kwargs, what=what), None
+        except Exception:
+            whole = ByValue(functools.partial(function, *args, **kwargs), what)
+            try:
+                return Target.of_call(whole, (), {}, what=what), None
+            except Exception:
+                pass
+            raise
 
 
 class _ByValue:
