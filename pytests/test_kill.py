@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import sys
 import textwrap
 import threading
 import time
@@ -22,6 +23,7 @@ import targets
 import tractor_host as th
 from conftest import PATIENCE, Program, pid_is_gone
 from helpers import blocked, children_of, importable, kill_all, ready, thread_of, together, until
+from tractor_host import _native, _worker
 
 #: What `kill` may take beyond its budgets. Seconds.
 MARGIN = 1.0
@@ -793,6 +795,22 @@ def test_a_subinterpreter_that_ends_by_itself_while_it_is_being_killed() -> None
 
 
 # -- handles that are dropped ----------------------------------------------------------------------------------------
+
+
+def test_a_handle_can_outlive_the_names_of_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the interpreter's end, where they are set to None."""
+    failures: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", failures.append)
+    worker = th.spawn("time:sleep", 0)
+    worker.wait(timeout=PATIENCE)
+    number = worker.id
+    for name in ("os", "_native", "warnings"):
+        monkeypatch.setattr(_worker, name, None)
+    del worker
+    monkeypatch.undo()
+    assert not failures
+    with pytest.raises(LookupError):
+        _native.exit(number)
 
 
 def test_a_dropped_worker_warns_and_runs_on_and_is_reaped(backend: str, tmp_path: Path) -> None:

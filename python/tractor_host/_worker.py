@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, final
 
 from tractor_host import _native
@@ -294,16 +295,22 @@ class Worker:
         pid = "" if self.pid is None else f" pid={self.pid}"
         return f"<Worker {self.id} {self.name!r} {self.backend}{pid} {state}>"
 
-    def __del__(self) -> None:
+    # A handle can outlive the names of this module, at the interpreter's end.
+    def __del__(
+        self,
+        getpid: Callable[[], int] = os.getpid,
+        exit_of: Callable[[int], object] = _native.exit,
+        release: Callable[[int], None] = _native.release,
+    ) -> None:
         info = getattr(self, "_info", None)
-        if info is None or self._host != os.getpid():
+        if info is None or self._host != getpid():
             return
         try:
-            running = _native.exit(info["id"]) is None
+            running = exit_of(info["id"]) is None
         except Exception:  # the process was forked behind our back: its workers are not ours
             return
-        _native.release(info["id"])
-        if running and self._warns:
+        release(info["id"])
+        if running and self._warns and warnings is not None:
             warnings.warn(
                 f"worker {info['name']!r} is still running and nobody waits for it: use it as a context "
                 "manager, or wait() for it",
