@@ -1,6 +1,7 @@
 //! The frame codec against peers that are slow, cut off or hostile.
 
 use _native::wire::frame::{Decoder, Frame, MAX_PAYLOAD, encode_head};
+use _native::wire::message::{MAX_VALUES, encode};
 
 fn frame(header: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut bytes = encode_head(header, payload.len()).expect("within the limits");
@@ -70,4 +71,9 @@ fn half_a_frame_is_no_frame() {
 fn what_nobody_would_accept_is_not_sent() {
     let error = encode_head(b"{}", usize::MAX).expect_err("over the limit");
     assert!(error.is_invalid_input(), "{error}");
+    let many = serde_json::json!(vec![0; MAX_VALUES]);
+    let error = encode(&many, 0).expect_err("over the limit");
+    assert!(error.is_invalid_input(), "{error}");
+    let long = serde_json::json!(",".repeat(2 * MAX_VALUES));
+    assert!(encode(&long, 0).is_ok());
 }

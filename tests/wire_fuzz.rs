@@ -6,8 +6,8 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use _native::wire::frame::{Frame, encode_head};
-use _native::wire::message::{ToWorker, decode};
+use _native::wire::frame::{Frame, MAX_HEADER, encode_head};
+use _native::wire::message::{MAX_VALUES, ToWorker, decode};
 
 mod hostile;
 
@@ -234,7 +234,7 @@ fn every_sample_is_a_message() {
 #[test]
 fn what_unfolds_is_bounded_too() {
     for unit in ["0,", "[],", "{},", "\"\",", "{\"\":0},", "[[0]],"] {
-        let values = unit.repeat(100_000);
+        let values = unit.repeat(MAX_VALUES / 4);
         let header = format!(r#"{{"type":"lodge","id":1,"roles":[],"request":[{values}0]}}"#);
         let length = header.len();
         let frame = Frame { header: header.into_bytes(), payload: Vec::new() };
@@ -242,6 +242,20 @@ fn what_unfolds_is_bounded_too() {
         assert!(message.is_ok(), "{unit}");
         assert!(most <= UNFOLDED * length, "{} times as much for {unit}", most / length);
     }
+    // As many as a header has room for.
+    for unit in ["0,", "{},", "{\"\":0},", "[[0]],", "[", "\",\","] {
+        let values = unit.repeat((MAX_HEADER - 100) / unit.len());
+        let header = format!(r#"{{"type":"lodge","id":1,"roles":[],"request":[{values}0]}}"#);
+        let frame = Frame { header: header.into_bytes(), payload: Vec::new() };
+        let (taken, most) = measured(|| hostile::decode_as_any(&frame));
+        assert!(taken == 0 && most < 1 << 16, "{most} bytes for {unit:?}");
+    }
+    // One text is one value, whatever is in it.
+    let long = ",:[{\\\"".repeat(1 << 20);
+    let text = format!(r#"{{"type":"refused","reason":"{long}"}}"#);
+    let (taken, most) =
+        measured(|| hostile::decode_as_any(&Frame { header: text.into_bytes(), payload: Vec::new() }));
+    assert!(taken > 0 && most < FACTOR * long.len(), "{taken}, {most} bytes");
     // As deep as it gets.
     for bracket in ["[", "{\"\":"] {
         let header = format!(r#"{{"type":"lodge","id":1,"roles":[],"request":{}"#, bracket.repeat(1 << 20));

@@ -408,13 +408,35 @@ impl FromWorker {
     }
 }
 
+/// So many values a header may have: a list of the smallest ones takes a hundred times its text when it is decoded.
+pub const MAX_VALUES: usize = 1 << 16;
+
+/// At least as many as there are values in a text that is JSON, whatever it is: each but the first stands behind one
+/// of these marks.
+fn values(header: &[u8]) -> usize {
+    let (mut count, mut quoted, mut escaped) = (1, false, false);
+    for byte in header {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = quoted,
+            b'"' => quoted = !quoted,
+            b',' | b':' | b'[' | b'{' if !quoted => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
 /// Encodes a message up to its payload, which follows as it is.
 ///
 /// # Errors
-/// When it is too long for a frame.
+/// When it is too long for a frame, or has too many values.
 pub fn encode(message: &impl Serialize, payload_length: usize) -> Result<Vec<u8>> {
     let header = serde_json::to_vec(message)
         .map_err(|error| Error::invalid(format!("a message that is no JSON: {error}")))?;
+    if values(&header) > MAX_VALUES {
+        return Err(Error::invalid(format!("a message of more than {MAX_VALUES} values")));
+    }
     encode_head(&header, payload_length)
 }
 
@@ -423,6 +445,10 @@ pub fn encode(message: &impl Serialize, payload_length: usize) -> Result<Vec<u8>
 /// # Errors
 /// When the header is no such message.
 pub fn decode<M: DeserializeOwned>(frame: &Frame, what: &str) -> Result<M> {
+    // Before anything is made of it.
+    if values(&frame.header) > MAX_VALUES {
+        return Err(Error::protocol(format!("expected {what}, got one of more than {MAX_VALUES} values")));
+    }
     serde_json::from_slice(&frame.header).map_err(|error| {
         let shown = String::from_utf8_lossy(&frame.header[..frame.header.len().min(80)]).into_owned();
         Error::protocol(format!("expected {what}, got {shown:?}: {error}"))
