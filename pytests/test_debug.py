@@ -312,6 +312,8 @@ if __name__ == "__main__":
         ("subint", "subint"),
         ("subint_forkserver", "subint_forkserver"),
         ("fork", "exec"),
+        ("forkserver", "fork"),
+        ("fork", "fork"),
         ("exec", "subint"),
     ],
 )
@@ -328,6 +330,55 @@ def test_a_worker_s_worker_holds_the_kill_of_what_is_above_it(
     # It is cancelled or killed now, unless it was quicker.
     seen = one.until(">")
     assert re.search("<middle (cancelled killed, stopped|killed killed, ended|returned 8)", seen), seen
+
+
+def test_a_worker_that_fills_the_line_is_refused(at_terminal: Callable[..., AtTerminal], backend: str) -> None:
+    one = at_terminal(
+        """
+def flood():
+    from tractor_host import _native
+    tickets = [_native.terminal_ask() for _ in range(200)]
+    refused = set()
+    for ticket in tickets[1 + 64:]:
+        try:
+            _native.terminal_wait(ticket)
+        except RuntimeError as error:
+            refused.add(str(error))
+        _native.terminal_back(ticket)
+    for ticket in tickets[:1 + 64]:
+        _native.terminal_back(ticket)
+    return refused
+
+if __name__ == "__main__":
+    show("flood", th.spawn(flood, backend=sys.argv[1]))
+    show("next", th.spawn(stop, 1, backend=sys.argv[1], name="next"))
+""",
+        backend,
+    )
+    assert one.prompt() == "next"
+    one.type("c\n")
+    one.until("<next returned 2>")
+    assert "<flood returned {'breakpoint(): 64 threads of this worker, or of its workers, are in" in one.log
+
+
+def test_a_line_that_is_full_takes_nobody(at_terminal: Callable[..., AtTerminal], backend: str) -> None:
+    one = at_terminal(
+        """
+if __name__ == "__main__":
+    from tractor_host import _native
+    tickets = [_native.terminal_ask() for _ in range(1 + 1024)]
+    late = th.spawn(stop, 1, backend=sys.argv[1]).wait(timeout=60)
+    print(f"<late {late.cause}>", flush=True)
+    for ticket in tickets:
+        _native.terminal_back(ticket)
+    show("next", th.spawn(stop, 1, backend=sys.argv[1], name="next"))
+""",
+        backend,
+    )
+    one.until("<late raised RuntimeError: breakpoint(): 1024 threads are in the line for the terminal already")
+    assert one.prompt() == "next"
+    one.type("c\n")
+    one.until("<next returned 2>")
 
 
 def test_a_pool_s_time_limits_stand_still(at_terminal: Callable[..., AtTerminal], backend: str) -> None:

@@ -572,13 +572,14 @@ fn listen(mut reader: Reader, door: &Arc<Door>) {
                     let fds = reader.arrived.take(message.descriptors());
                     hear(Letter { message, payload: frame.payload.into(), fds });
                 }
-                Ok(ToWorker::Terminal { ticket, refused: Some(refused) }) => {
-                    terminal::answer(ticket, Err(refused.into()));
-                }
-                Ok(ToWorker::Terminal { ticket, refused: None }) => {
-                    let come = reader.arrived.take(1).pop();
-                    let lost = || Error::state("no descriptor is left here for the terminal");
-                    terminal::answer(ticket, come.ok_or_else(lost));
+                Ok(message @ ToWorker::Terminal { .. }) => {
+                    let fds = reader.arrived.take(message.descriptors());
+                    if let ToWorker::Terminal { ticket, refused } = message
+                        && let Err(answer) = terminal::answer(ticket, terminal::answered(refused, fds))
+                    {
+                        // It is for a worker of this process, or for one that has gone.
+                        hear(terminal::letter(ticket, answer));
+                    }
                 }
                 Ok(ToWorker::Spec { .. } | ToWorker::Template { .. }) => {
                     give_up("a second order of what to be")

@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
+use super::context::Letter;
+use crate::error::{Error, Relayed, Result};
 use crate::sys::event::{Slot, Wait};
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
+use crate::wire::message::ToWorker;
 
 type Turn = Slot<Result<OwnedFd>>;
 
@@ -27,9 +29,14 @@ const LOOK_UP: Duration = Duration::from_millis(100);
 /// # Errors
 /// In a process that was forked behind our back.
 pub fn line_up() -> Result<u64> {
-    let ticket = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+    let ticket = new_ticket();
     lock(TURNS.get_or_make(|| Ok(Mutex::default()))?).insert(ticket, Arc::default());
     Ok(ticket)
+}
+
+/// One that this process has not had yet.
+pub fn new_ticket() -> u64 {
+    LAST.fetch_add(1, Ordering::Relaxed) + 1
 }
 
 /// Waits for the ticket's turn, once.
@@ -46,11 +53,34 @@ pub fn wait(ticket: u64) -> Result<OwnedFd> {
 }
 
 /// Answers the ticket. Where nobody waits for that any more, the terminal comes back by being closed.
-pub fn answer(ticket: u64, answer: Result<OwnedFd>) {
-    if let Some(turn) = turn(ticket) {
-        // Failing: whoever waited has gone, and gives the ticket back.
-        let _ = turn.fill(answer);
+///
+/// # Errors
+/// No thread of this process has it. That is the answer.
+pub fn answer(ticket: u64, answer: Result<OwnedFd>) -> Result<(), Result<OwnedFd>> {
+    let Some(turn) = turn(ticket) else { return Err(answer) };
+    // Failing: whoever waited has gone, and gives the ticket back.
+    let _ = turn.fill(answer);
+    Ok(())
+}
+
+/// What a message says that has these descriptors beside it.
+///
+/// # Errors
+/// Those that it tells; that the descriptor got lost.
+pub fn answered(refused: Option<Relayed>, mut fds: Vec<OwnedFd>) -> Result<OwnedFd> {
+    match refused {
+        Some(refused) => Err(refused.into()),
+        None => fds.pop().ok_or_else(|| Error::state("no descriptor is left here for the terminal")),
     }
+}
+
+/// An answer as the message that it came as.
+pub(super) fn letter(ticket: u64, answer: Result<OwnedFd>) -> Letter {
+    let (refused, fds) = match answer {
+        Ok(terminal) => (None, vec![terminal]),
+        Err(error) => (Some(error.into()), Vec::new()),
+    };
+    Letter { message: ToWorker::Terminal { ticket, refused }, payload: Arc::default(), fds }
 }
 
 /// Steps out of the line, or gives up the turn.

@@ -2,7 +2,7 @@
 //! late meanwhile, or because somebody wants that. The supervisor of the program lends the terminal, and tells
 //! those of its workers' processes to hold.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,6 +18,12 @@ use crate::spawn::{context, terminal};
 use crate::sys::{clock, fd};
 use crate::wire::message::{FromWorker, ToWorker};
 
+/// So many threads of one worker, those of its own workers included, may stand in the line. A person goes through
+/// them one by one; a worker that runs wild must not fill the supervisor's memory.
+const MOST_OF_ONE: usize = 64;
+/// And so many of all together.
+const MOST: usize = 1024;
+
 /// Whoever wants the terminal, or has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Caller {
@@ -30,12 +36,37 @@ pub(super) struct Caller {
 #[derive(Default)]
 pub(super) struct Debugging {
     line: VecDeque<Caller>,
+    /// By the tickets that they have with the supervisor of this process, a worker: its own workers' processes, whose
+    /// tickets are their own.
+    relayed: HashMap<u64, Caller>,
     lent: Option<(Caller, Lent)>,
     /// Since when nobody is ended.
     held: Option<Instant>,
     /// What has fallen due meanwhile.
     overdue: Vec<(Instant, u64, Alarm)>,
     put_off: Vec<PutOff>,
+}
+
+impl Debugging {
+    fn knows(&self, caller: Caller) -> bool {
+        self.line.contains(&caller) || self.lent.as_ref().is_some_and(|(has, _)| *has == caller)
+    }
+
+    /// Why this one can't line up.
+    fn obstacle(&self, caller: Caller) -> Option<Error> {
+        let its = self.line.iter().filter(|other| other.worker == caller.worker).count();
+        if caller.worker.is_some() && its >= MOST_OF_ONE {
+            return Some(Error::state(format!(
+                "breakpoint(): {MOST_OF_ONE} threads of this worker, or of its workers, are in the line for the \
+                 terminal already; no more may be"
+            )));
+        }
+        (self.line.len() >= MOST).then(|| {
+            Error::state(format!(
+                "breakpoint(): {MOST} threads are in the line for the terminal already; no more may be"
+            ))
+        })
+    }
 }
 
 enum PutOff {
@@ -91,12 +122,18 @@ impl Reactor {
     /// Somebody wants the terminal, or does not want it any more.
     pub(super) fn wants_terminal(&mut self, worker: Option<u64>, ticket: u64, wanted: bool) {
         let caller = Caller { worker, ticket };
+        if wanted {
+            if self.debugging.knows(caller) {
+                return;
+            }
+            if let Some(obstacle) = self.debugging.obstacle(caller) {
+                self.answer(caller, Err(obstacle));
+                return;
+            }
+        }
         if context::of_process().is_some() {
             // The supervisor that this process is a worker of lends it.
-            self.debugging.line.retain(|other| *other != caller);
-            if wanted {
-                self.debugging.line.push_back(caller);
-            }
+            let ticket = self.relay(caller, wanted);
             self.supervisor.tell_patron(FromWorker::Terminal { ticket, wanted }, None);
             return;
         }
@@ -106,6 +143,34 @@ impl Reactor {
             self.leave_terminal(|other| other == caller);
         }
         self.lend();
+    }
+
+    /// Notes what the supervisor of this process is about to be told; the ticket that it knows.
+    fn relay(&mut self, caller: Caller, wanted: bool) -> u64 {
+        let debugging = &mut self.debugging;
+        if !wanted {
+            debugging.line.retain(|other| *other != caller);
+            let relayed = debugging.relayed.extract_if(|_, other| *other == caller).next();
+            return relayed.map_or(caller.ticket, |(ticket, _)| ticket);
+        }
+        debugging.line.push_back(caller);
+        if self.process_of(caller).is_none() {
+            return caller.ticket;
+        }
+        let ticket = terminal::new_ticket();
+        self.debugging.relayed.insert(ticket, caller);
+        ticket
+    }
+
+    /// The supervisor of this process has answered one of its workers.
+    pub(super) fn relay_answer(&mut self, ticket: u64, answer: Result<OwnedFd>) {
+        // Who has gone meanwhile has given the ticket back.
+        let Some(&caller) = self.debugging.relayed.get(&ticket) else { return };
+        if let (Ok(terminal), Some(group)) = (&answer, self.process_of(caller).and_then(Pid::from_raw)) {
+            // Failing: one of another session reads all the same. Who has lent it takes the foreground back.
+            let _ = rustix::termios::tcsetpgrp(terminal, group);
+        }
+        self.answer(caller, answer);
     }
 
     /// A worker is gone: it wants nothing, and has nothing.
@@ -160,23 +225,43 @@ impl Reactor {
                 self.debugging.lent = Some((caller, lent));
                 copy
             });
-            match (process, caller.worker) {
-                (Some(_), Some(worker)) => self.answer_process(worker, caller.ticket, copy),
-                _ => terminal::answer(caller.ticket, copy),
-            }
+            self.answer(caller, copy);
         }
         let held = self.debugging.lent.is_some();
         if held != self.debugging.held.is_some() {
-            let processes: Vec<u64> = self
-                .entries
-                .values()
-                .filter(|entry| matches!(entry.link, Link::Process(_)) && !entry.over)
-                .map(|entry| entry.worker.id)
-                .collect();
-            for id in processes {
-                self.tell(id, &ToWorker::Hold { on: held }, None);
+            self.hold_all(held);
+        }
+    }
+
+    /// Here, and in the processes of workers.
+    fn hold_all(&mut self, on: bool) {
+        let processes: Vec<u64> = self
+            .entries
+            .values()
+            .filter(|entry| matches!(entry.link, Link::Process(_)) && !entry.over)
+            .map(|entry| entry.worker.id)
+            .collect();
+        for id in processes {
+            self.tell(id, &ToWorker::Hold { on }, None);
+        }
+        self.hold(on);
+    }
+
+    /// The process of a worker's own.
+    fn process_of(&self, caller: Caller) -> Option<i32> {
+        match &self.entries.get(&caller.worker?)?.link {
+            Link::Process(process) => Some(process.pid()),
+            _ => None,
+        }
+    }
+
+    fn answer(&mut self, caller: Caller, answer: Result<OwnedFd>) {
+        match caller.worker {
+            Some(worker) if self.process_of(caller).is_some() => {
+                self.answer_process(worker, caller.ticket, answer);
             }
-            self.hold(held);
+            // Failing: whoever waited has gone, and gives the ticket back.
+            _ => drop(terminal::answer(caller.ticket, answer)),
         }
     }
 
@@ -287,6 +372,6 @@ impl Reactor {
             fault!("told to hold by nobody");
             return;
         }
-        self.hold(on);
+        self.hold_all(on);
     }
 }

@@ -18,6 +18,7 @@ use crate::error::Error;
 use crate::events::fault;
 use crate::spawn::context::{self, Letter};
 use crate::spawn::parcel::{self, Content};
+use crate::spawn::terminal;
 use crate::sys::event::Slot;
 use crate::sys::ledger;
 use crate::wire::message::{FromWorker, News, Outcome, Parent, Report, ToWorker, Wish};
@@ -196,11 +197,11 @@ impl Reactor {
                 }
             }
             ToWorker::Hold { on } => self.heard_of_hold(on),
-            ToWorker::Spec { .. }
-            | ToWorker::Template { .. }
-            | ToWorker::Cancel
-            | ToWorker::Press { .. }
-            | ToWorker::Terminal { .. } => {}
+            ToWorker::Terminal { ticket, refused } => {
+                self.relay_answer(ticket, terminal::answered(refused, fds));
+            }
+            ToWorker::Spec { .. } | ToWorker::Template { .. } | ToWorker::Cancel | ToWorker::Press { .. } => {
+            }
         }
     }
 
