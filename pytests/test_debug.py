@@ -1,5 +1,6 @@
 """`breakpoint()` in workers: whole programs at terminals of their own, with real key presses."""
 
+import contextlib
 import os
 import re
 import select
@@ -44,9 +45,10 @@ def show(name, worker):
 class AtTerminal:
     """A program whose controlling terminal is ours to type at."""
 
-    def __init__(self, program: Program, *args: str, **options: Any) -> None:
+    def __init__(self, program: Program, *args: str, shell: str | None = None, **options: Any) -> None:
         self.keys, self.inner = os.openpty()
-        command = ["setsid", "--ctty", *program.command, *args]
+        above = [] if shell is None else ["sh", "-c", shell, "sh"]
+        command = ["setsid", "--ctty", *above, *program.command, *args]
         self.process = subprocess.Popen(
             command, stdin=self.inner, stdout=self.inner, stderr=self.inner, **options
         )
@@ -283,6 +285,60 @@ def test_sigterm_ends_a_program_whose_worker_is_at_a_prompt(
     assert one.process.wait(timeout=PATIENCE) in (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
+FORCED = """
+import signal
+
+if __name__ == "__main__":
+    th.guard_ctrl_c(end_timeout=60)
+    signal.signal(signal.SIGINT, lambda *_: print("<pressed>", flush=True))
+    th.spawn(stop, 1, backend=sys.argv[1], name="debugged", stdio="null").wait()
+    print("<over>")
+    time.sleep(60)
+"""
+#: Started by this, a program leaves the terminal to somebody. (Who is in the background can't read from it.)
+SHELL = '"$@"; echo "<left $?>"; until read line; do sleep 0.1; done; echo "<read $line>"; read line'
+
+
+def test_a_program_that_is_forced_out_leaves_the_terminal_as_it_was(
+    at_terminal: Callable[..., AtTerminal], backend: str
+) -> None:
+    one = at_terminal(FORCED, backend, shell=SHELL)
+    one.prompt()
+    assert not one.is_as_before
+    program = helpers.descendants(one.leader)
+    with contextlib.suppress(ProcessLookupError):
+        for _ in range(100):  # three are enough, unless two come as one
+            os.kill(program[0], signal.SIGINT)
+            time.sleep(0.02)
+    one.until("<left 130>")
+    assert one.is_as_before
+    helpers.until(
+        lambda: not any(os.path.exists(f"/proc/{pid}") for pid in program),
+        "the end of all that could read a line",
+    )
+    one.type("hello\n")
+    one.until("<read hello>")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_worker_at_a_prompt_gives_the_terminal_back_when_its_program_is_killed(
+    at_terminal: Callable[..., AtTerminal], process_backend: str, number: signal.Signals
+) -> None:
+    one = at_terminal(FORCED, process_backend, shell=SHELL)
+    one.prompt()
+    assert not one.is_as_before
+    program = helpers.descendants(one.leader)
+    os.kill(program[0], number)
+    one.until(f"<left {128 + number}>")
+    helpers.until(
+        lambda: not any(os.path.exists(f"/proc/{pid}") for pid in program),
+        "the end of all that could read a line",
+    )
+    assert one.is_as_before
+    one.type("hello\n")
+    one.until("<read hello>")
+
+
 NESTED = """
 def below(backend):
     worker = th.spawn(stop, 4, backend=backend, name="below", stdio="null")
@@ -332,7 +388,9 @@ def test_a_worker_s_worker_holds_the_kill_of_what_is_above_it(
     assert re.search("<middle (cancelled killed, stopped|killed killed, ended|returned 8)", seen), seen
 
 
-def test_a_worker_that_fills_the_line_is_refused(at_terminal: Callable[..., AtTerminal], backend: str) -> None:
+def test_a_worker_that_fills_the_line_is_refused(
+    at_terminal: Callable[..., AtTerminal], backend: str
+) -> None:
     one = at_terminal(
         """
 def flood():
@@ -375,7 +433,9 @@ if __name__ == "__main__":
 """,
         backend,
     )
-    one.until("<late raised RuntimeError: breakpoint(): 1024 threads are in the line for the terminal already")
+    one.until(
+        "<late raised RuntimeError: breakpoint(): 1024 threads are in the line for the terminal already"
+    )
     assert one.prompt() == "next"
     one.type("c\n")
     one.until("<next returned 2>")

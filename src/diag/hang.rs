@@ -21,7 +21,7 @@ use crate::ffi::offsets::Offsets;
 use crate::sys::event::Event;
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
-use crate::sys::{fd, process, thread};
+use crate::sys::{fd, lent, process, thread};
 
 /// How often a watch whose time is over looks whether it has ended all the same.
 const PERIOD: Duration = Duration::from_millis(20);
@@ -97,7 +97,10 @@ fn leave_when_told(told: &OwnedFd, disarmed: &Event) {
             );
         match heard {
             Ok(Some(0)) => return,
-            Ok(Some(_)) => process::exit_now(code[0].into()),
+            Ok(Some(_)) => {
+                lent::give_back();
+                process::exit_now(code[0].into())
+            }
             Ok(None) | Err(Errno::INTR) => {}
             Err(errno) => {
                 fault!("whoever may end this process can't be heard: {errno}");

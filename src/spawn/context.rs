@@ -22,7 +22,7 @@ use crate::sys::event::Slot;
 use crate::sys::fd::Arrived;
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::lock::lock;
-use crate::sys::{clock, fd, process, signal, thread, tree};
+use crate::sys::{clock, fd, lent, process, signal, thread, tree};
 use crate::wire::frame::{Decoder, Frame};
 use crate::wire::message::{self, Contract, FromWorker, Role, ToWorker, Wish};
 
@@ -611,6 +611,7 @@ fn give_up(reason: impl std::fmt::Display) -> ! {
 
 /// Ends this process, a worker, and everything below it.
 pub fn leave_process(code: i32) -> ! {
+    lent::give_back();
     tree::end_own(Instant::now() + TREE_ENDS);
     process::exit_now(code)
 }

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::context::Letter;
+use super::context::{self, Letter};
 use crate::error::{Error, Relayed, Result};
 use crate::sys::event::{Slot, Wait};
 use crate::sys::fork_local::ForkLocal;
+use crate::sys::lent::{self, Before};
 use crate::sys::lock::lock;
 use crate::wire::message::ToWorker;
 
@@ -49,7 +50,16 @@ pub fn wait(ticket: u64) -> Result<OwnedFd> {
         Wait::Set => {}
         Wait::TimedOut | Wait::Interrupted => return Err(Error::interrupted()),
     }
-    turn.take(Some(Instant::now())).ok_or_else(|| Error::state("that turn at the terminal was taken"))?
+    let terminal = turn
+        .take(Some(Instant::now()))
+        .ok_or_else(|| Error::state("that turn at the terminal was taken"))??;
+    // The supervisor that has lent it may be gone before this process: killed, say.
+    if context::of_process().is_some()
+        && let Ok(before) = Before::of_loan(&terminal)
+    {
+        lent::note(ticket, before);
+    }
+    Ok(terminal)
 }
 
 /// Answers the ticket. Where nobody waits for that any more, the terminal comes back by being closed.
@@ -88,11 +98,15 @@ pub fn step_out(ticket: u64) {
     if let Ok(Some(turns)) = TURNS.get() {
         lock(turns).remove(&ticket);
     }
+    if context::of_process().is_some() {
+        lent::forget(ticket);
+    }
 }
 
 /// In the only thread of a fork's child.
 pub(super) fn forget_all() {
     TURNS.forget();
+    lent::forget_all();
 }
 
 fn turn(ticket: u64) -> Option<Arc<Turn>> {

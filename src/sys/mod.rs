@@ -11,6 +11,7 @@ pub mod fd;
 pub mod fork_local;
 pub mod kick;
 pub mod ledger;
+pub mod lent;
 pub mod lock;
 pub mod look;
 pub mod memfile;

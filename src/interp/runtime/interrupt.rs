@@ -19,7 +19,7 @@ use crate::interp::attach::Token;
 use crate::interp::door::Door;
 use crate::sys::event::Event;
 use crate::sys::kick::{self, Kicker};
-use crate::sys::{process, signal, thread};
+use crate::sys::{lent, process, signal, thread};
 
 /// How long KeyboardInterrupt may take to arrive in the program's main thread.
 const TO_REACT: Duration = Duration::from_secs(1);
@@ -172,6 +172,7 @@ pub fn leave(door: &Arc<Door>, code: i32) -> ! {
     if flusher.is_ok() {
         flushed.wait_through_signals(Some(Instant::now() + TO_FLUSH));
     }
+    lent::give_back();
     process::exit_now(code)
 }
 

@@ -21,7 +21,7 @@ use crate::supervise::Supervisor;
 use crate::supervise::ladder::Reason;
 use crate::supervise::worker::Worker;
 use crate::sys::event::Event;
-use crate::sys::{process, procfs};
+use crate::sys::{lent, process, procfs};
 
 /// The exit code of a process that is ended because its GIL can't be had.
 pub const STARVED: i32 = 86;
@@ -173,6 +173,7 @@ impl Seen {
             }
             (Policy::Exit, ..) => {
                 written.wait_through_signals(Some(Instant::now() + outlet::BOUND));
+                lent::give_back();
                 process::exit_now(STARVED)
             }
             _ => {}

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::process::Pid;
-use rustix::termios::{OptionalActions, Termios};
 
 use super::super::ladder::Reason;
 use super::{Alarm, Link, Reactor};
 use crate::error::{Error, Result};
 use crate::events::fault;
 use crate::spawn::{context, terminal};
+use crate::sys::lent::{self, Before};
 use crate::sys::{clock, fd};
 use crate::wire::message::{FromWorker, ToWorker};
 
@@ -74,18 +74,16 @@ enum PutOff {
     Kill(u64, Reason),
 }
 
-/// The terminal as it was before it was lent.
+/// The terminal, while it is lent; it is as it was before when this is dropped.
 struct Lent {
-    terminal: OwnedFd,
-    modes: Termios,
-    /// The foreground was given to a worker's process group.
-    moved: bool,
+    ticket: u64,
+    before: Before,
 }
 
 impl Lent {
     /// # Errors
     /// Why nobody can be asked anything there.
-    fn to(process: Option<i32>) -> Result<Self> {
+    fn to(process: Option<i32>, ticket: u64) -> Result<Self> {
         let terminal = fd::open("/dev/tty".as_ref(), rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY)
             .map_err(|_| {
             Error::state(
@@ -93,28 +91,25 @@ impl Lent {
                      it, and `tractor-host dump` shows what a worker is doing",
             )
         })?;
-        let failed = |errno| Error::os("use the terminal", errno);
-        let modes = rustix::termios::tcgetattr(&terminal).map_err(failed)?;
-        if rustix::termios::tcgetpgrp(&terminal).map_err(failed)? != rustix::process::getpgrp() {
+        let mut before = Before::of(terminal).map_err(|errno| Error::os("use the terminal", errno))?;
+        if before.owner() != rustix::process::getpgrp() {
             return Err(Error::state(
                 "breakpoint() needs the terminal, and this program runs in its background: bring it to the \
                  foreground first (`fg`)",
             ));
         }
-        // One of another session has no foreground to be in, and reads all the same.
-        let group = process.and_then(Pid::from_raw);
-        let moved = group.is_some_and(|group| rustix::termios::tcsetpgrp(&terminal, group).is_ok());
-        Ok(Self { terminal, modes, moved })
+        if let Some(group) = process.and_then(Pid::from_raw) {
+            before.move_to(group);
+        }
+        lent::note(ticket, before.clone());
+        Ok(Self { ticket, before })
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        // A terminal that is gone needs nothing given back.
-        if self.moved {
-            let _ = rustix::termios::tcsetpgrp(&self.terminal, rustix::process::getpgrp());
-        }
-        let _ = rustix::termios::tcsetattr(&self.terminal, OptionalActions::Now, &self.modes);
+        self.before.restore();
+        lent::forget(self.ticket);
     }
 }
 
@@ -219,7 +214,8 @@ impl Reactor {
                 // It has gone meanwhile.
                 Some(_) => continue,
             };
-            let lent = Lent::to(process).and_then(|lent| Ok((fd::duplicate(&lent.terminal)?, lent)));
+            let lent = Lent::to(process, caller.ticket)
+                .and_then(|lent| Ok((fd::duplicate(lent.before.terminal())?, lent)));
             let copy = lent.map(|(copy, lent)| {
                 self.tell_of_debugger(caller, true);
                 self.debugging.lent = Some((caller, lent));
