@@ -5,6 +5,9 @@ with joblib.parallel_config("tractor_host", n_jobs=2):
     joblib.Parallel()(joblib.delayed(f)(i) for i in range(10))
 """
 
+# What methods without types return is inferred.
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import inspect
