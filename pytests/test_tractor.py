@@ -65,13 +65,13 @@ def a_port() -> int:
         return int(free.getsockname()[1])
 
 
-def run(scenario: str, key: str, tmp_path: Path) -> dict[str, Any]:
+def run(scenario: str, key: str, tmp_path: Path, **environment: str) -> dict[str, Any]:
     """What a scenario of `tractoring` finds."""
     folder = tmp_path / "run"
     folder.mkdir(mode=0o700)
     process = subprocess.Popen(
         [sys.executable, HERE / "tractoring.py", scenario, key, str(a_port())],
-        env={**ENVIRONMENT, "XDG_RUNTIME_DIR": str(folder)},
+        env={**ENVIRONMENT, "XDG_RUNTIME_DIR": str(folder), **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -127,6 +127,64 @@ def test_actors_live_answer_and_have_actors_of_their_own(key: str, tmp_path: Pat
     assert (once, numbers) == ("once", list(range(5)))
     assert pid == middle
     assert (pid == below) == (key == "subint")
+
+
+@needs_tractor
+def test_an_actor_that_has_been_started_is_registered(key: str, tmp_path: Path) -> None:
+    assert run("registered", key, tmp_path)["found"] == [True] * 5
+
+
+@needs_tractor
+def test_actors_that_have_ended_have_left_no_descriptors(key: str, tmp_path: Path) -> None:
+    _, second, *_, last = run("descriptors", key, tmp_path)["found"]
+    assert last <= second
+
+
+@needs_tractor
+def test_ours_can_stand_in_for_trio(tmp_path: Path) -> None:
+    found = run("stand_in", "trio", tmp_path, TRACTOR_HOST_TRIO="tractor_host")
+    assert found["found"] == "tractor_host"
+
+
+@needs_tractor
+def test_nothing_else_can_stand_in_for_trio() -> None:
+    code = "import tractor_host.tractor; tractor_host.tractor.install()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**ENVIRONMENT, "TRACTOR_HOST_TRIO": "trio"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "ValueError: TRACTOR_HOST_TRIO is 'trio', not one of tractor_host, " in done.stderr
+
+
+FRAMES = """
+import inspect
+from tractor_host.tractor import _frames
+import tractor
+
+assert tractor.log.stack is _frames.stack is not inspect.stack
+
+
+def both():
+    return inspect.stack(), _frames.stack()
+
+
+def told(found):
+    return [(one.frame, one.filename, one.function) for one in found]
+
+
+theirs, ours = both()
+assert told(theirs) == told(ours)
+"""
+
+
+@needs_tractor
+def test_tractor_looks_at_frames_without_their_source(program: Callable[..., Program]) -> None:
+    command = [sys.executable, program(FRAMES).path]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @needs_tractor

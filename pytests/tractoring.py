@@ -76,6 +76,10 @@ async def environment(name: str) -> list[str | None]:
     return [os.environ.get(name), os.getcwd()]
 
 
+async def backend_here() -> str:
+    return str(tractor.spawn._spawn._spawn_method)
+
+
 # -- scenarios -------------------------------------------------------------------------------------------
 
 
@@ -164,6 +168,45 @@ async def options(nursery: Any) -> object:
     found = await portal.run(environment, name="TRACTORING")
     await nursery.cancel()
     return [refused, found]
+
+
+async def registered(nursery: Any) -> object:
+    known = tractor.current_actor()._registry
+    found = []
+    for number in range(5):
+        portal = await nursery.start_actor(f"actor {number}", enable_modules=[__name__])
+        found.append(portal.channel.aid.uid in known)
+    await nursery.cancel()
+    return found
+
+
+async def descriptors(nursery: Any) -> object:
+    found = []
+    for number in range(4):
+        portal = await nursery.start_actor(f"actor {number}", enable_modules=[__name__])
+        [(_, process, _)] = nursery._children.values()
+        nursery._join_procs.set()
+        await portal.cancel_actor()
+        await process.wait()
+        with trio.fail_after(PATIENCE):
+            while nursery._children:
+                await trio.sleep(0.01)
+        found.append(len(os.listdir("/proc/self/fd")))
+    # Connections that were made on the way out may still be being closed.
+    with trio.move_on_after(5):
+        while found[-1] > found[1]:
+            await trio.sleep(0.01)
+            found[-1] = len(os.listdir("/proc/self/fd"))
+    return found
+
+
+async def stand_in(nursery: Any) -> object:
+    portal = await nursery.start_actor("first", enable_modules=[__name__])
+    [(_, process, _)] = nursery._children.values()
+    assert type(process) is adapter.Process
+    found = await portal.run(backend_here)
+    await nursery.cancel()
+    return found
 
 
 async def sockets(nursery: Any) -> object:

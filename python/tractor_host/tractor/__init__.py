@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from tractor_host.tractor._process import Process
 
-__all__ = ["SPAWN_METHODS", "Process", "install"]
+__all__ = ["SPAWN_METHODS", "STAND_IN", "Process", "install"]
 
 #: tractor's names of spawn methods, and the backend of ours that each of them stands for.
 SPAWN_METHODS: Final = {
@@ -34,6 +34,10 @@ SPAWN_METHODS: Final = {
     "subint": "subint",
     "subint_forkserver": "subint_forkserver",
 }
+
+#: The environment variable that names the spawn method of ours that `trio` is to be, for programs and tests
+#: that know that name alone.
+STAND_IN: Final = "TRACTOR_HOST_TRIO"
 
 #: For pytest, which is given the name of this module.
 pytest_plugins = ("tractor_host.tractor._suite",)
@@ -47,6 +51,7 @@ def install() -> None:
 
     Raises:
         ImportError: tractor, or something that it needs, is not installed.
+        ValueError: `TRACTOR_HOST_TRIO` names no spawn method of ours.
     """
     from tractor_host.tractor import _registry
 

@@ -5,6 +5,7 @@ The fork server imports it, with tractor, once for all.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import logging
@@ -12,6 +13,9 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tractor_host.tractor import _frames  # noqa: F401  # before tractor
+
+# isort: split
 import tractor._child
 import tractor.devx
 import trio
@@ -35,6 +39,9 @@ __all__ = ["Boot", "is_worker", "main", "record"]
 is_worker = False
 #: Where an actor takes down what sockets it binds, for those that it starts too; `None` in the program.
 record: Record | None = None
+_keeps: Fd | None = None
+#: tractor's own, which a copy of an actor has in its place already.
+_async_main, _start_listener = _entry.async_main, _uds.start_listener
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +65,15 @@ class Boot:
     in_group: int | None
 
 
-def main(boot: Boot, sockets: Fd, stdin: Fd | None) -> None:
-    """Is the actor."""
-    global is_worker, record
+def main(boot: Boot, sockets: Fd, stdin: Fd | None, up: Fd) -> None:
+    """Is the actor. `up` is written to when its parent's registrar knows it, and it answers."""
+    global is_worker, record, _keeps
     from tractor_host.tractor import SPAWN_METHODS, install
 
     is_worker = True
-    record = Record(sockets.detach())
+    # In a subinterpreter it is closed with the worker, however that ends.
+    _keeps = sockets
+    record = Record(sockets.fileno())
     backend = SPAWN_METHODS[boot.key]
     if backend == "fork":
         forget()
@@ -82,7 +91,7 @@ def main(boot: Boot, sockets: Fd, stdin: Fd | None) -> None:
     # The fork server's may be another one.
     _uds.UDSAddress.def_bindspace = _state.get_rt_dir()
     _take_down_sockets(boot.uid[1])
-    _hear_cancel()
+    _prepare_runtime(up)
     if not _native.is_main_interpreter():
         _leave_signals_alone()
     if backend == "subint":
@@ -115,15 +124,28 @@ def _take_stdin(stdin: Fd | None) -> None:
         sys.stdin = io.StringIO()
 
 
-def _hear_cancel() -> None:
-    """Has the first rung of the ladder cancel the runtime, from wherever in its life it is."""
-    original = _entry.async_main
+class _Status:
+    """The status of its runtime's task, as tractor sees it."""
+
+    def __init__(self, fd: Fd) -> None:
+        self._fd = fd
+
+    def started(self, value: object = None) -> None:
+        """Is called when the actor is registered."""
+        # The parent may have given up.
+        with self._fd, contextlib.suppress(BrokenPipeError):
+            os.write(self._fd.fileno(), b"\0")
+
+
+def _prepare_runtime(up: Fd) -> None:
+    """Has the first rung of the ladder cancel the runtime, from wherever in its life it is; and has that tell
+    when it is up."""
 
     async def async_main(*args: Any, **kwargs: Any) -> Any:
-        with trio.CancelScope() as scope:
+        with up, trio.CancelScope() as scope:
             _child.set_canceller(_trio.canceller(scope))
             try:
-                return await original(*args, **kwargs)
+                return await _async_main(*args, task_status=_Status(up), **kwargs)
             finally:
                 _child.set_canceller(None)
 
@@ -131,12 +153,11 @@ def _hear_cancel() -> None:
 
 
 def _take_down_sockets(owner: str) -> None:
-    original = _uds.start_listener
 
     async def start_listener(addr: Any, **kwargs: Any) -> Any:
         assert record is not None, "an actor has one"
         record.add(owner, str(addr.sockpath))
-        return await original(addr, **kwargs)
+        return await _start_listener(addr, **kwargs)
 
     _uds.start_listener = start_listener
 

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from typing import Any, Literal, get_args
 
 try:
+    # isort: off
+    from tractor_host.tractor import _frames  # before tractor
     import tractor
     import tractor._root
+    from tractor import log
     from tractor.devx import _frame_stack
     from tractor.spawn import _spawn
+    # isort: on
 except ImportError as error:
     raise ImportError(
         f"tractor_host.tractor is for programs that use tractor, which cannot be imported: {error}",
         name=error.name,
     ) from error
 
-from tractor_host.tractor import SPAWN_METHODS
+from tractor_host.tractor import SPAWN_METHODS, STAND_IN
 from tractor_host.tractor._supervise import supervise
 
 __all__ = ["install"]
@@ -38,13 +43,20 @@ def install() -> None:
         *(key for key in SPAWN_METHODS if key not in compatible),
     )
     if not hasattr(_spawn.try_set_start_method, "_tractor_host"):
-        _spawn.try_set_start_method = _setter(_spawn.try_set_start_method)
+        stand_in = os.environ.get(STAND_IN)
+        if stand_in is not None and stand_in not in SPAWN_METHODS:
+            raise ValueError(f"{STAND_IN} is {stand_in!r}, not one of {', '.join(SPAWN_METHODS)}")
+        _spawn.try_set_start_method = _setter(_spawn.try_set_start_method, stand_in)
+        if registry._spawn_method == "trio" and stand_in is not None:
+            registry._spawn_method = stand_in
         _look_at_frames_only()
 
 
-def _setter(original: Any) -> Any:
+def _setter(original: Any, stand_in: str | None) -> Any:
     @functools.wraps(original)
     def try_set_start_method(key: str) -> Any:
+        if key == "trio" and stand_in is not None:
+            key = stand_in
         if key not in SPAWN_METHODS:
             return original(key)
         # Theirs refuses what it does not know, and asks of some names what ours do not need.
@@ -57,13 +69,13 @@ def _setter(original: Any) -> Any:
 
 
 def _look_at_frames_only() -> None:
-    """For each call, on both sides, tractor looks for a name in the frames of its stack, by `inspect.stack`;
-    and that reads the source of each of them, which takes longer than all else that a first call does."""
+    """Has tractor look at stacks as `_frames` does; see there."""
 
     class Inspect:
-        stack = staticmethod(functools.partial(inspect.stack, 0))
+        stack = staticmethod(_frames.stack)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(inspect, name)
 
     _frame_stack.inspect = Inspect()
+    log.stack = _frames.stack

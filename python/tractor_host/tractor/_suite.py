@@ -1,7 +1,8 @@
 """Tractor's own test suite on our backends: `pytest -p tractor_host.tractor --spawn-backend=NAME`.
 
 Where the suite knows a backend of tractor's own by that name, it skips tests that fail with it, or asks less
-of them. Ours are held to what it expects of `trio`.
+of them. Ours are held to what it expects of `trio`. Some tests are for that name alone: where the environment
+variable `TRACTOR_HOST_TRIO` names a spawn method of ours, `--spawn-backend=trio` is that.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from typing import Any, Final
 import pytest
 
 from tractor_host import _native
-from tractor_host.tractor import SPAWN_METHODS, install
+from tractor_host.tractor import SPAWN_METHODS, STAND_IN, install
 
 #: Has the programs that a test starts install our backends, and where they find this package.
 _FOLDERS: Final = (Path(__file__).with_name("_site"), Path(__file__).parents[2])
 
 
 def _is_ours(config: pytest.Config) -> bool:
-    return getattr(config.option, "spawn_backend", None) in SPAWN_METHODS
+    key = getattr(config.option, "spawn_backend", None)
+    return key in SPAWN_METHODS or (key == "trio" and STAND_IN in os.environ)
 
 
 def _adapt() -> None:

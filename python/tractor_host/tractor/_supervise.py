@@ -91,9 +91,14 @@ async def supervise(
     server = actor_nursery._actor.ipc_server
     # The server's own `wait_for_peer` waits for ever if the actor is there before it is called.
     has_connected = server._peer_connected.setdefault(uid, trio.Event())
+    is_up = -1  # a pipe, which the actor writes to
     try:
         await trio.lowlevel.checkpoint_if_cancelled()
-        worker = await _in_thread(functools.partial(_start, boot, record, dict(proc_kwargs)))
+        is_up, up = os.pipe2(os.O_CLOEXEC)
+        try:
+            worker = await _in_thread(functools.partial(_start, boot, record, up, dict(proc_kwargs)))
+        finally:
+            os.close(up)
         process = Process(worker)
         log.runtime(f"Started {process!r}\n")
         channel = await _connected(server, has_connected, uid, process)
@@ -110,6 +115,11 @@ async def supervise(
             )
         )
         _state.current_actor()._actoruid2nursery[uid] = actor_nursery
+        # It registers itself meanwhile. Programs look an actor up once the next one has started, by when one
+        # of `trio` has long been there.
+        await _either(functools.partial(trio.lowlevel.wait_readable, is_up), process.wait)
+        os.close(is_up)
+        is_up = -1
         task_status.started(portal)
 
         # The nursery's end, or its cancellation, which wants to be in order.
@@ -121,6 +131,8 @@ async def supervise(
             await _spawn.soft_kill(process, Process.wait, portal)
             tasks.cancel_scope.cancel()
     finally:
+        if is_up >= 0:
+            os.close(is_up)
         if process is not None:
             with trio.CancelScope(shield=True):
                 await _end(process, uid, has_booted=has_booted, is_in_debug=is_in_debug)
@@ -136,7 +148,7 @@ async def supervise(
             server._peer_connected.pop(uid, None)
 
 
-def _start(boot: _actor.Boot, record: Record, options: dict[str, Any]) -> Worker:
+def _start(boot: _actor.Boot, record: Record, up: int, options: dict[str, Any]) -> Worker:
     """Spawns the worker. It blocks, the first time for as long as it takes to start the fork server."""
     backend = SPAWN_METHODS[boot.key]
     if backend in ("forkserver", "subint_forkserver"):
@@ -152,7 +164,7 @@ def _start(boot: _actor.Boot, record: Record, options: dict[str, Any]) -> Worker
     options.setdefault("name", f"{boot.uid[0]}@{boot.uid[1][:8]}")
     # A debugger's prompt reads from what tractor's program reads from.
     stdin = Fd(0) if backend != "subint" and _is_open(0) else None
-    return spawning.spawn(_actor.main, boot, Fd(record.fileno()), stdin, backend=backend, **options)
+    return spawning.spawn(_actor.main, boot, Fd(record.fileno()), stdin, Fd(up), backend=backend, **options)
 
 
 def _preload() -> None:
@@ -212,18 +224,26 @@ async def _in_thread[T](function: Callable[[], T]) -> T:
         outcome.clear()  # its traceback refers to this frame
 
 
+async def _either(*waits: Callable[[], Awaitable[object]]) -> list[Any]:
+    """Calls all of them at once, until the first returns; what that has returned is among the result."""
+    found: list[Any] = []
+
+    async def run(wait: Callable[[], Awaitable[object]]) -> None:
+        found.append(await wait())
+        tasks.cancel_scope.cancel()
+
+    async with trio.open_nursery() as tasks:
+        for wait in waits:
+            tasks.start_soon(run, wait)
+    return found
+
+
 async def _connected(server: Any, has_connected: trio.Event, uid: tuple[str, str], process: Process) -> Any:
     """The channel that the actor has opened to us.
 
     Raises:
         ActorFailure: It ended instead.
     """
-    found: list[Any] = []
-
-    async def first(wait: Callable[[], Awaitable[Any]]) -> None:
-        result = await wait()
-        found.append(result)
-        tasks.cancel_scope.cancel()
 
     async def peer() -> Any:
         await has_connected.wait()
@@ -232,9 +252,7 @@ async def _connected(server: Any, has_connected: trio.Event, uid: tuple[str, str
     async def end() -> None:
         await process.wait()
 
-    async with trio.open_nursery() as tasks:
-        tasks.start_soon(first, peer)
-        tasks.start_soon(first, end)
+    found = await _either(peer, end)
     for channel in found:
         if channel is not None:
             return channel

@@ -13,6 +13,9 @@ import socket
 import sys
 from typing import Final
 
+from tractor_host.tractor import _frames  # noqa: F401  # before tractor
+
+# isort: split
 import tractor
 import tractor.to_asyncio
 import tractor.trionics.patches
