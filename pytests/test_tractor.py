@@ -141,6 +141,15 @@ def test_actors_that_have_ended_have_left_no_descriptors(key: str, tmp_path: Pat
 
 
 @needs_tractor
+@pytest.mark.parametrize("key", ["tractor_host", "main_thread_forkserver", "subint_forkserver"])
+def test_a_process_has_the_title_that_tractor_gives_it(key: str, tmp_path: Path) -> None:
+    found = run("has_title", key, tmp_path)["found"]
+    if found is None:
+        pytest.skip("setproctitle is not installed")
+    assert re.fullmatch(r"\w+\[first@\w+\]", found)
+
+
+@needs_tractor
 def test_ours_can_stand_in_for_trio(tmp_path: Path) -> None:
     found = run("stand_in", "trio", tmp_path, TRACTOR_HOST_TRIO="tractor_host")
     assert found["found"] == "tractor_host"

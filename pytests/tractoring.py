@@ -76,6 +76,10 @@ async def environment(name: str) -> list[str | None]:
     return [os.environ.get(name), os.getcwd()]
 
 
+async def title() -> str:
+    return Path("/proc/self/cmdline").read_text().rstrip("\0")
+
+
 async def backend_here() -> str:
     return str(tractor.spawn._spawn._spawn_method)
 
@@ -197,6 +201,16 @@ async def descriptors(nursery: Any) -> object:
         while found[-1] > found[1]:
             await trio.sleep(0.01)
             found[-1] = len(os.listdir("/proc/self/fd"))
+    return found
+
+
+async def has_title(nursery: Any) -> object:
+    if tractor.devx._proctitle._stp is None:
+        return None
+    given = {"env": {**os.environ, "TRACTORING": "yes"}}
+    portal = await nursery.start_actor("first", enable_modules=[__name__], proc_kwargs=given)
+    found = await portal.run(title)
+    await nursery.cancel()
     return found
 
 

@@ -20,6 +20,7 @@ import tractor
 import tractor.to_asyncio
 import tractor.trionics.patches
 import trio
+from tractor.devx import _proctitle
 from tractor.ipc import Channel
 from tractor.runtime._portal import open_portal
 from tractor.spawn import _spawn
@@ -80,6 +81,10 @@ def _rehearse_in_a_blank() -> None:
         _rehearse()
 
 
+if _proctitle._stp is not None:
+    # It looks for the place of a process's title where the environment was when the process was executed; an
+    # actor may have been given another one by then.
+    _proctitle._stp.getproctitle()
 _registry.install()
 tractor.trionics.patches.apply_all()
 _rehearse()
