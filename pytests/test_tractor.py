@@ -141,6 +141,12 @@ def test_actors_that_have_ended_have_left_no_descriptors(key: str, tmp_path: Pat
 
 
 @needs_tractor
+def test_signals_reach_actors_that_can_hear_of_them(key: str, tmp_path: Path) -> None:
+    heard = run("signalled", key, tmp_path)["found"]
+    assert heard == ("yes" if not key.startswith("subint") or key == "subint_fork" else None)
+
+
+@needs_tractor
 @pytest.mark.parametrize("key", ["tractor_host", "main_thread_forkserver", "subint_forkserver"])
 def test_a_process_has_the_title_that_tractor_gives_it(key: str, tmp_path: Path) -> None:
     found = run("has_title", key, tmp_path)["found"]

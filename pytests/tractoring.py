@@ -5,6 +5,7 @@ A program of its own for each test: tractor's runtime leaves trio's threads and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -74,6 +75,11 @@ async def counts(context: tractor.Context, most: int) -> None:
 
 async def environment(name: str) -> list[str | None]:
     return [os.environ.get(name), os.getcwd()]
+
+
+async def takes_note_of_a_signal() -> None:
+    with contextlib.suppress(ValueError):  # in a subinterpreter
+        signal.signal(signal.SIGUSR1, lambda *_: os.environ.update(SIGNALLED="yes"))
 
 
 async def title() -> str:
@@ -207,10 +213,25 @@ async def descriptors(nursery: Any) -> object:
 async def has_title(nursery: Any) -> object:
     if tractor.devx._proctitle._stp is None:
         return None
-    given = {"env": {**os.environ, "TRACTORING": "yes"}}
-    portal = await nursery.start_actor("first", enable_modules=[__name__], proc_kwargs=given)
+    portal = await nursery.start_actor("first", enable_modules=[__name__])
     found = await portal.run(title)
     await nursery.cancel()
+    return found
+
+
+async def signalled(nursery: Any) -> object:
+    portal = await nursery.start_actor("first", enable_modules=[__name__])
+    [(_, process, _)] = nursery._children.values()
+    assert isinstance(process, trio.Process)
+    await portal.run(takes_note_of_a_signal)
+    process.send_signal(signal.SIGUSR1)
+    found = None
+    with trio.move_on_after(1):
+        while found is None:
+            [found, _] = await portal.run(environment, name="SIGNALLED")
+    await nursery.cancel()
+    await process.wait()
+    process.send_signal(signal.SIGUSR1)
     return found
 
 

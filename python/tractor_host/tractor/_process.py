@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+import contextlib
+import os
+from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from tractor_host._worker import Exit, Worker
 
 __all__ = ["Process"]
+
+#: The backends whose actors run in the main interpreter of a process of their own.
+_SIGNALLED: Final = ("forkserver", "fork")
 
 
 @final
@@ -33,6 +38,11 @@ class Process:
         self._exit: Exit | None = None
         # trio lets one task wait for a descriptor.
         self._turn = trio.Lock()
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """What `isinstance` goes by: tractor passes signals on to what is a process of trio's."""
+        return trio.Process
 
     @property
     def pid(self) -> int | None:
@@ -86,6 +96,13 @@ class Process:
         """Has it climb its ladder without being asked first. Does not wait."""
         if self._worker is not None and self.exit is None:
             _native.kill_deaf(self._worker._key)
+
+    def send_signal(self, number: int) -> None:
+        """Sends it, if it runs. A subinterpreter hears of no signals, and its process would not survive those
+        that are for tractor; so it is sent none."""
+        if self._pid is not None and self._backend in _SIGNALLED and self.exit is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, number)
 
     def close(self) -> None:
         """Gives up the worker's handle, which has a descriptor. It has ended, and nobody waits."""
