@@ -40,7 +40,7 @@ class Process:
         self._turn = trio.Lock()
 
     @property  # type: ignore[misc]
-    def __class__(self) -> Any:
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What `isinstance` goes by: tractor passes signals on to what is a process of trio's."""
         return trio.Process
 
