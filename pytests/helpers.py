@@ -159,8 +159,12 @@ def thread_of(worker: th.Worker) -> Path:
     """The /proc folder of the thread that a worker's target runs on."""
     if worker.pid is not None:
         return Path(f"/proc/{worker.pid}/task/{worker.pid}")
-    name = f"th:{worker.name}"[:15]
-    for task in Path("/proc/self/task").iterdir():
+    return thread_named(f"th:{worker.name}"[:15])
+
+
+def thread_named(name: str, pid: int | str = "self") -> Path:
+    """The /proc folder of a process's thread."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
         try:
             if (task / "comm").read_text().rstrip("\n") == name:
                 return task

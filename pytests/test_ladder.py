@@ -6,6 +6,7 @@ child processes are gone afterwards.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
@@ -216,23 +217,30 @@ def test_without_proc_it_goes_as_far_as_it_can(program: Callable[..., Program]) 
                 worker = th.spawn("tractor_host.testing:stuck", shape, backend=backend, stdio="pipe",
                                   cancel_timeout=0, kill_timeout=1, name=f"{backend}-{shape}")
                 testing.wait_ready(worker)
+                if shape == "sleep":
+                    print("Does it sleep?", flush=True)
+                    sys.stdin.readline()
                 print(worker.name, worker.kill().kind)
             sys.exit(7)
         """
     )
     hidden.command = [*hide, *hidden.command]
-    ended = hidden.run()
+    with hidden.start(stdin=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        told = list(itertools.takewhile(lambda line: line != "Does it sleep?\n", running.stdout))
+        helpers.blocked(helpers.thread_named("th:subint-sleep", running.pid))
+        out, err = running.communicate("yes\n", timeout=helpers.PATIENCE)
     # The first two are told by different threads.
-    assert sorted(ended.stderr.splitlines()) == [
+    assert sorted(err.splitlines()) == [
         "tractor-host: `tractor-host ps` will not see this program: /proc/self/stat cannot be read",
         "tractor-host: the kill ladder of subinterpreters lacks `unblock` here: "
         "/proc/thread-self/syscall cannot be read: No such file or directory (os error 2)",
         "tractor-host: worker `subint-sleep` (subint) could not be ended and is abandoned",
     ]
-    assert ended.stdout.splitlines() == [
+    assert [*map(str.strip, told), *out.splitlines()] == [
         "subint-swallow killed",
         "fork-swallow killed",
         "exec-swallow killed",
         "subint-sleep abandoned",
     ]
-    assert ended.returncode == 7
+    assert running.returncode == 7
