@@ -243,7 +243,9 @@ class Suite:
 
     def _command(self, name: str, environment: dict[str, str]) -> list[str]:
         folders = [str(self._options.checkout), str(_HERE.parent)]
-        words = [str(self._options.python), "-m", "pytest", "-v", "-p", "no:cacheprovider", "-p", _HERE.stem]
+        # In the same order each time: a run is compared with others.
+        plugins = ("-p", "no:cacheprovider", "-p", "no:randomly", "-p", _HERE.stem)
+        words = [str(self._options.python), "-m", "pytest", "-v", *plugins]
         key = name
         if name.startswith("own:"):
             key = name.removeprefix("own:")
