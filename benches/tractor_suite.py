@@ -266,6 +266,7 @@ class Suite:
 
     def _watch(self, process: subprocess.Popen[bytes], notes: Path, deadline: float) -> str:
         """Waits for its end, or ends it where nothing goes on; and says so."""
+        before = notes.stat().st_size if notes.exists() else 0
         size, since = -1, time.monotonic()
         while process.poll() is None:
             time.sleep(0.1)
@@ -281,9 +282,10 @@ class Suite:
                 return "a test hung" if found else "it does not come to its first test"
         if process.returncode in (0, 1):
             return ""
-        # It has died of a test, or there is none left.
+        if before and notes.stat().st_size == before:
+            return "" if process.returncode == 5 else "broken"  # there is none left
         last = [*_read_notes(notes).values()][-1:]
-        return "a test hung" if last == ["hung"] else "" if process.returncode == 5 and size else "broken"
+        return "a test hung" if last == ["hung"] else "broken"  # it has died of that
 
 
 def _plain(test: str, key: str) -> str:

@@ -136,6 +136,13 @@ def test_it_tells_what_became_of_each_test_and_what_was_left_behind(checkout: Pa
     assert [test.partition("::")[2] for test in found[1]["passed_again"]] == ["test_fails_at_first"]
 
 
+def test_it_ends_when_the_last_one_hangs(checkout: Path) -> None:
+    ran = run(checkout, "--run", "own:other", "--json", "--", "-k", "passes or hangs", "tests")
+    found = json.loads(ran.stdout)
+    assert sorted(found["outcomes"].values()) == ["hung", "passed"]
+    assert found["end"] == ""
+
+
 def test_the_table_says_what_trio_makes_of_what_failed(checkout: Path) -> None:
     ran = run(checkout, "--run", "own:trio", "--run", "own:other", "--", "-k", "fails or skipped", "tests")
     head, first, second, *rest = ran.stdout.splitlines()
