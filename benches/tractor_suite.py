@@ -266,12 +266,12 @@ class Suite:
 
     def _watch(self, process: subprocess.Popen[bytes], notes: Path, deadline: float) -> str:
         """Waits for its end, or ends it where nothing goes on; and says so."""
-        before = notes.stat().st_size if notes.exists() else 0
+        before = _size(notes)
         size, since = -1, time.monotonic()
         while process.poll() is None:
             time.sleep(0.1)
             now = time.monotonic()
-            found = notes.stat().st_size if notes.exists() else 0
+            found = _size(notes)
             if found != size:
                 size, since = found, now
             if now > deadline:
@@ -282,10 +282,14 @@ class Suite:
                 return "a test hung" if found else "it does not come to its first test"
         if process.returncode in (0, 1):
             return ""
-        if before and notes.stat().st_size == before:
+        if before and _size(notes) == before:
             return "" if process.returncode == 5 else "broken"  # there is none left
         last = [*_read_notes(notes).values()][-1:]
         return "a test hung" if last == ["hung"] else "broken"  # it has died of that
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _plain(test: str, key: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 import targets
 import tractor_host as th
 from conftest import PATIENCE, Program
-from helpers import importable, ready
+from helpers import importable, ready, until
 
 #: A death during boot is told at once, not by a time limit. Seconds, with room for a loaded machine.
 AT_ONCE = 2.0
@@ -430,6 +430,13 @@ def test_a_keyboard_interrupt_from_outside_is_an_exception(process_backend: str)
 # -- it is hostile to its channel ------------------------------------------------------------------------------
 
 
+def _fds_of(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/fd")
+    except FileNotFoundError:
+        return []
+
+
 def test_a_worker_that_closed_all_its_fds_can_be_killed(process_backend: str) -> None:
     with th.spawn(
         targets.close_all_fds,
@@ -440,6 +447,8 @@ def test_a_worker_that_closed_all_its_fds_can_be_killed(process_backend: str) ->
         kill_timeout=0.6,
     ) as worker:
         ready(worker)
+        # Until then it can still be told to stop, and does.
+        until(lambda: worker.exit or not _fds_of(worker.pid), "the closing of all its fds")
         found = worker.kill()
     assert found.kind in ("killed", "exited")
     # It leaves by itself where its reader finds the descriptor closed.
