@@ -663,9 +663,16 @@ async def spin_soon() -> NoReturn:
         pass
 
 
-def hog_in_c() -> None:
-    say()
-    sum(range(10**12))
+def hog_in_c() -> NoReturn:
+    said = False
+    while True:
+        try:
+            if not said:
+                said = True
+                say()
+            sum(range(10**12))
+        except BaseException:  # before it was in there
+            pass
 
 
 def hog_in_c_for(seconds: float) -> None:
@@ -690,11 +697,18 @@ def backtrack() -> None:
     re.match(r"(a+)+$", "a" * 64 + "b")
 
 
-def hash_for_ever() -> None:
+def hash_for_ever() -> NoReturn:
     import hashlib
 
-    say()
-    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+    said = False
+    while True:
+        try:
+            if not said:
+                said = True
+                say()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+        except BaseException:  # before it was in there
+            pass
 
 
 def ignore_signals() -> NoReturn:
