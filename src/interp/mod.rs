@@ -13,3 +13,4 @@ pub mod rungs;
 pub mod runtime;
 pub mod subinterp;
 pub mod template;
+pub mod turn;

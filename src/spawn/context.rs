@@ -18,6 +18,7 @@ use crate::events::fault;
 use crate::interp::attach::Token;
 use crate::interp::door::Door;
 use crate::interp::rungs::pressure::Pressure;
+use crate::interp::turn;
 use crate::sys::event::Slot;
 use crate::sys::fd::Arrived;
 use crate::sys::fork_local::ForkLocal;
@@ -119,6 +120,7 @@ pub fn forget_all() {
     held::forget_all();
     terminal::forget_all();
     clock::forget_in_child();
+    turn::forget();
 }
 
 impl Context {

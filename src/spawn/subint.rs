@@ -15,6 +15,7 @@ use crate::interp::call;
 use crate::interp::door::Door;
 use crate::interp::rungs::{self, PERIOD, evict_others, pardon};
 use crate::interp::subinterp::{Gil, SubInterpreter};
+use crate::interp::turn::Turn;
 use crate::sys::thread;
 
 /// What a runner needs.
@@ -101,7 +102,9 @@ fn run_in(job: &Job, gil: Gil, may_fall_back: bool, interpreters: &mut Vec<i64>)
     }
     let refused = context::forget(id);
     job.reports.over();
+    let turn = if gil == Gil::Shared { token.detached(Turn::wait) } else { None };
     interpreter.end(&job.door);
+    drop(turn);
     // Not before: what its finalisers still use must be what they think it is.
     held::forget(id);
     job.door.runner_leaves();

@@ -46,25 +46,3 @@ fn is_ready(fd: BorrowedFd<'_>, within: Duration) -> bool {
     let within = Timespec::try_from(within).ok();
     poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], within.as_ref()) != Ok(0)
 }
-
-#[cfg(test)]
-mod tests {
-    use std::os::fd::AsRawFd;
-
-    use super::*;
-
-    #[test]
-    fn what_is_there_is_found_and_what_is_not_is_not_waited_for_longer_than_told() {
-        let (ours, theirs) = crate::sys::fd::channel_pair().unwrap();
-        for brisk in [false, true] {
-            let begin = Instant::now();
-            assert!(!readable(ours.as_raw_fd(), brisk, Duration::from_millis(20)));
-            assert!(begin.elapsed() >= Duration::from_millis(20));
-        }
-        crate::sys::fd::write_all(&theirs, b"x").unwrap();
-        assert!(readable(ours.as_raw_fd(), true, Duration::ZERO));
-        assert!(readable(ours.as_raw_fd(), false, Duration::MAX));
-        assert!(!readable(ours.as_raw_fd(), false, Duration::ZERO), "it has not looked");
-        assert!(readable(-1, true, Duration::MAX), "who reads it is told what is wrong with it");
-    }
-}

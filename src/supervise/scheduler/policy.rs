@@ -300,4 +300,5 @@ pub(super) fn compete(wants: &[(f64, f64)]) -> Vec<bool> {
 }
 
 #[cfg(test)]
+#[path = "policy/tests.rs"]
 mod tests;
