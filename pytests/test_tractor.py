@@ -208,6 +208,11 @@ def test_what_an_actor_raises_comes_back(key: str, tmp_path: Path) -> None:
 
 
 @needs_tractor
+def test_who_leaves_before_it_is_answered_does_not_end_the_registrar(key: str, tmp_path: Path) -> None:
+    assert run("unanswered", key, tmp_path)["found"] == "here"
+
+
+@needs_tractor
 def test_an_actor_can_run_in_asyncio(key: str, tmp_path: Path) -> None:
     assert run("asyncio_inside", key, tmp_path)["found"] == "first"
 

@@ -6,16 +6,20 @@ A program of its own for each test: tractor's runtime leaves trio's threads and 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import tractor
 import trio
+from tractor.ipc._chan import _connect_chan
+from tractor.msg.types import Start
 
 import tractor_host as th
 import tractor_host.tractor as adapter
@@ -84,6 +88,20 @@ async def takes_note_of_a_signal() -> None:
 
 async def title() -> str:
     return Path("/proc/self/cmdline").read_text().rstrip("\0")
+
+
+async def asks_and_leaves(folder: str) -> None:
+    """Asks the registrar something, and has left before that has read it."""
+    actor = tractor.current_actor()
+    async with _connect_chan(actor.reg_addrs[0]) as channel:
+        await channel._do_handshake(aid=actor.aid)
+        Path(folder, "connected").touch()
+        with trio.fail_after(PATIENCE):
+            while not Path(folder, "is deaf").exists():
+                await trio.sleep(0.001)
+        question = Start(cid="1", ns="self", func="find_actor", kwargs={"name": "x"}, uid=actor.aid.uid)
+        await channel.send(question)
+    Path(folder, "left").touch()
 
 
 async def backend_here() -> str:
@@ -207,6 +225,24 @@ async def descriptors(nursery: Any) -> object:
         while found[-1] > found[1]:
             await trio.sleep(0.01)
             found[-1] = len(os.listdir("/proc/self/fd"))
+    return found
+
+
+async def unanswered(nursery: Any) -> object:
+    portal = await nursery.start_actor("first", enable_modules=[__name__])
+    with tempfile.TemporaryDirectory() as folder:
+        async with trio.open_nursery() as tasks:
+            tasks.start_soon(functools.partial(portal.run, asks_and_leaves, folder=folder))
+            with trio.fail_after(PATIENCE):
+                while not Path(folder, "connected").exists():
+                    await trio.sleep(0.001)
+            Path(folder, "is deaf").touch()
+            deadline = time.monotonic() + PATIENCE
+            while not Path(folder, "left").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+    found = await portal.run(echoes, text="here")
+    await nursery.cancel()
     return found
 
 

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import sys
+import traceback
 from typing import Any, Literal, get_args
 
 try:
@@ -14,7 +15,9 @@ try:
     import tractor
     import tractor._root
     from tractor import log
+    from tractor._exceptions import TransportClosed
     from tractor.devx import _frame_stack
+    from tractor.runtime import _rpc
     from tractor.spawn import _spawn
     # isort: on
 except ImportError as error:
@@ -27,6 +30,8 @@ from tractor_host.tractor import SPAWN_METHODS, STAND_IN
 from tractor_host.tractor._supervise import supervise
 
 __all__ = ["install"]
+
+_log = log.get_logger("tractor")
 
 
 def install() -> None:
@@ -50,6 +55,7 @@ def install() -> None:
         if registry._spawn_method == "trio" and stand_in is not None:
             registry._spawn_method = stand_in
         _look_at_frames_only()
+        _survive_those_who_left()
 
 
 def _setter(original: Any, stand_in: str | None) -> Any:
@@ -79,3 +85,34 @@ def _look_at_frames_only() -> None:
 
     _frame_stack.inspect = Inspect()
     log.stack = _frames.stack
+
+
+def _survive_those_who_left() -> None:
+    """Has an actor outlive who asks something of its runtime and leaves before the answer.
+
+    An actor that unregisters itself waits for half a second; where the registrar took longer, its answer
+    found nobody, and that ended the registrar: what is handled there are errors of sockets, and not the
+    `TransportClosed` that they have become.
+    """
+    original = _rpc._invoke_non_context
+
+    @functools.wraps(original)
+    async def invoke(
+        actor: Any, scope: Any, ctx: Any, cid: str, chan: Any, func: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        try:
+            await original(actor, scope, ctx, cid, chan, func, *args, **kwargs)
+        except TransportClosed as error:
+            if getattr(func, "__self__", None) is not actor or not _is_of(chan, error):
+                raise
+            _log.warning(f"{chan.aid.reprol()} left before it was answered: {error}")
+
+    _rpc._invoke_non_context = invoke
+
+
+def _is_of(chan: Any, error: BaseException) -> bool:
+    """Whether it was raised by a method of that channel.
+
+    Whether that is still connected would not tell: it is not seen before something is read from it.
+    """
+    return any(frame.f_locals.get("self") is chan for frame, _ in traceback.walk_tb(error.__traceback__))
