@@ -680,6 +680,32 @@ def test_a_script_without_a_guard_gets_a_clear_end_and_does_not_spawn_for_ever(
         assert ended.returncode in (0, 1)
 
 
+@pytest.mark.outside
+def test_proxies_of_a_manager_are_at_home_in_a_worker(program: Callable[..., Program]) -> None:
+    source = f"""
+        import multiprocessing
+        import tractor_host as th
+
+        def work(found, again):
+            found["calls"] = found.get("calls", 0) + 1
+            if again is not None:
+                th.spawn(work, found, None, backend=again).result()
+            return found
+
+        if __name__ == "__main__":
+            with multiprocessing.Manager() as manager:
+                for backend in {BACKENDS!r}:
+                    found = manager.dict()
+                    back = th.spawn(work, found, backend, backend=backend).result(timeout=20)
+                    assert found.copy() == back.copy() == {{"calls": 2}}, (backend, found.copy())
+                    with th.Executor(1, backend) as pool:
+                        assert pool.submit(work, found, None).result(timeout=20).copy() == {{"calls": 3}}
+            print("done")
+    """
+    ran = program(source).run()
+    assert (ran.stdout, ran.stderr) == ("done\n", "")
+
+
 def test_the_main_program_is_run_again_only_for_what_is_defined_in_it(
     backend: str, program: Callable[..., Program]
 ) -> None:

@@ -50,7 +50,12 @@ class Packed:
         self._pickle: list[Any] = []
         self._buffers: list[memoryview] = []
         pickler = pickle.Pickler(_Sink(self._pickle), 5, buffer_callback=self._leave_out)
-        pickler.dispatch_table = {**copyreg.dispatch_table, memoryview: _reduce_view, **(table or {})}
+        pickler.dispatch_table = {
+            **copyreg.dispatch_table,
+            memoryview: _reduce_view,
+            **_of_proxies(),
+            **(table or {}),
+        }
         pickler.dump(value)
 
     def _leave_out(self, buffer: pickle.PickleBuffer) -> bool:
@@ -204,6 +209,27 @@ def _reduce_view(view: memoryview) -> tuple[Any, ...]:
         raise TypeError("a memoryview that is not contiguous cannot be pickled")
     _make_view(view, view.format, view.shape)  # not every format can be made
     return _make_view, (pickle.PickleBuffer(view), view.format, view.shape)
+
+
+def _of_proxies() -> Table:
+    """For each type of `multiprocessing`'s proxies, where there are any."""
+    managers: Any = sys.modules.get("multiprocessing.managers")
+    found: Table = {}
+    todo = [managers.BaseProxy] if hasattr(managers, "BaseProxy") else []
+    while todo:
+        proxy = todo.pop()
+        found[proxy] = _reduce_proxy
+        todo += proxy.__subclasses__()
+    return found
+
+
+def _reduce_proxy(proxy: Any) -> tuple[Any, ...]:
+    """With the key of its manager, which it leaves out itself: workers of ours do not inherit that."""
+    reduced: tuple[Any, ...] = proxy.__reduce__()
+    if reduced[0] is not sys.modules["multiprocessing.managers"].RebuildProxy:
+        return reduced  # a type of somebody's, who says how
+    rebuild, (*others, options) = reduced
+    return rebuild, (*others, {**options, "authkey": bytes(proxy._authkey)})
 
 
 def _make_view(buffer: Any, form: Any, shape: Any) -> memoryview:
