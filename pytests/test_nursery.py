@@ -1011,6 +1011,30 @@ def test_it_can_be_cancelled_while_it_waits_to_be_started_again(loop: str) -> No
     run(loop, main)
 
 
+def test_it_can_be_cancelled_while_it_is_started_again(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with th.open_nursery(restart="always", restart_delay=0) as nursery:
+            portal = await nursery.start_actor()
+            spawn, is_starting = th.spawn, threading.Event()
+
+            def spawn_when_unwanted(*args: Any, **kwargs: Any) -> th.Worker:
+                is_starting.set()
+                helpers.until(lambda: portal._actor._is_unwanted)
+                return spawn(*args, **kwargs)
+
+            monkeypatch.setattr("tractor_host.nursery.spawn", spawn_when_unwanted)
+            with pytest.raises(th.WorkerDied):
+                await portal.run(acting.crash)
+            while not is_starting.is_set():
+                await anyio.sleep(0.001)
+            assert portal.worker is None
+            assert (await portal.cancel_actor()).kind in ("cancelled", "killed")
+            with pytest.raises(th.WorkerKilled):
+                await portal.run(acting.add, 1, 1)
+
+    run(loop, main)
+
+
 @pytest.mark.outside
 def test_what_is_in_main_can_be_called(loop: str, backend: str, program: Callable[..., Program]) -> None:
     ended = program(

@@ -648,6 +648,8 @@ class _Worker:
             raise
         worker = self.worker
         assert worker is not None
+        if self._is_unwanted:  # since it was being started
+            _native.kill(worker._key)
         self._confusion = self._boot_error = None
         self._is_told = self._main_sent = self._is_leaving = False
         channel = self._channel = Channel(Link(ours))
