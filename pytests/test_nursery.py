@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
 import math
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -487,6 +489,43 @@ def test_a_death_fails_its_calls_and_the_nursery(loop: str, process_backend: str
         (error,) = caught.value.exceptions
         assert isinstance(error, th.WorkerDied)
         assert error.exit.signal == signal.SIGKILL
+
+    run(loop, main)
+
+
+def test_a_death_is_told_to_who_waits_for_room(loop: str, process_backend: str) -> None:
+    async def main() -> None:
+        async with th.open_nursery(process_backend, restart="always", restart_delay=0) as nursery:
+            portal = await nursery.start_actor("victim")
+            pid = await portal.run(os.getpid)
+            channel = portal._actor._channel
+            assert channel is not None
+            caught: list[BaseException] = []
+
+            async def call() -> None:
+                with pytest.raises(th.WorkerDied, match="SIGKILL") as died:
+                    await portal.run(acting.size_of, b"x" * 30_000)
+                caught.append(died.value)
+
+            async def send(stream: th.Stream) -> None:
+                with pytest.raises(anyio.BrokenResourceError):
+                    await stream.send(b"x" * 30_000)
+                caught.append(KeyError())
+
+            with pytest.raises(th.WorkerDied, match="SIGKILL"):
+                async with portal.open_stream(acting.do_not_read) as stream:
+                    os.kill(pid, signal.SIGSTOP)
+                    async with anyio.create_task_group() as tasks:
+                        for _ in range(100):
+                            tasks.start_soon(call)
+                        while not channel._queue:
+                            await anyio.lowlevel.checkpoint()
+                        tasks.start_soon(send, stream)
+                        while not any(sender.kind == _calls.ITEM for sender in channel._queue):
+                            await anyio.lowlevel.checkpoint()
+                        os.kill(pid, signal.SIGKILL)
+            assert len(caught) == 101
+            assert await portal.run(acting.add, 1, 1) == 2
 
     run(loop, main)
 
@@ -1228,9 +1267,80 @@ def test_the_wrong_order_ends_its_actors() -> None:
 # -- the messages themselves ---------------------------------------------------------------------------------------
 
 
-def test_messages_of_another_version_are_refused() -> None:
-    import socket
+def _a_full_channel() -> tuple[_aio.Channel, Link]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel, other = _aio.Channel(Link(ours)), Link(theirs)
+    while channel.try_send(Datagram.of_bytes(_calls.CALL, 0, bytes(5000))):
+        pass
+    return channel, other
 
+
+async def _until_they_wait(channel: _aio.Channel, count: int) -> None:
+    while len(channel._queue) < count:
+        await anyio.lowlevel.checkpoint()
+
+
+def test_who_waits_for_room_is_told_of_the_end(loop: str) -> None:
+    async def main() -> None:
+        channel, other = _a_full_channel()
+        caught: list[BaseException] = []
+
+        async def send() -> None:
+            with pytest.raises(BrokenPipeError) as broken:
+                await channel.send(Datagram.of_bytes(_calls.CALL, 1, b""))
+            caught.append(broken.value)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(send)
+            await _until_they_wait(channel, 3)
+            channel.close()
+        await send()
+        channel.close()
+        other.close()
+        assert len(caught) == 4
+
+    run(loop, main)
+
+
+def test_what_is_to_be_heard_in_time_does_not_wait_for_the_rest(loop: str) -> None:
+    async def main() -> None:
+        channel, other = _a_full_channel()
+        given_up = anyio.CancelScope()
+
+        async def send(kind: int, number: int) -> None:
+            await channel.send(Datagram(kind, number))
+
+        async def give_up() -> None:
+            with given_up:
+                await send(_calls.CALL, 100)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(give_up)
+            await _until_they_wait(channel, 1)
+            for count, (kind, number) in enumerate(
+                [(_calls.CALL, 3), (_calls.CANCEL, 1), (_calls.END, 4), (_calls.CREDIT, 2), (_calls.CALL, 5)]
+            ):
+                tasks.start_soon(send, kind, number)
+                await _until_they_wait(channel, count + 2)
+            # Who waits for room, and leaves, has somebody else do so.
+            given_up.cancel()
+            found: list[int] = []
+            while len(found) < 5:
+                await anyio.lowlevel.checkpoint()
+                with contextlib.suppress(BlockingIOError):
+                    message = other.receive(wait=False)
+                    assert message is not None
+                    if message.number:
+                        found.append(message.number)
+        channel.close()
+        other.close()
+        assert found == [1, 2, 3, 4, 5]
+
+    run(loop, main)
+
+
+def test_messages_of_another_version_are_refused() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         Datagram(_calls.HELLO, 0).send(ours)

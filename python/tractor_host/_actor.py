@@ -131,7 +131,7 @@ async def serve(socket: socket.socket) -> None:
     except BrokenPipeError, ConnectionResetError:
         return
     finally:
-        link.close()
+        channel.close()
 
 
 def _begin(link: Link, message: Message) -> Datagram:

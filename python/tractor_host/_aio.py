@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import contextvars
+import errno
 import os
 import sys
 import threading
@@ -41,13 +42,32 @@ WINDOW: Final = 64
 _IDLE: Final = 10.0
 
 
+#: What goes before all else that waits for room: the other end waits for it, or would be ended for not
+#: having heard it. None of it has to come after what was to be sent before.
+_URGENT: Final = frozenset({_calls.CANCEL, _calls.CREDIT, _calls.CLOSED})
+
+
+class _Sender:
+    """One who waits until what he has to say can be sent."""
+
+    __slots__ = ("kind", "turn")
+
+    def __init__(self, kind: int) -> None:
+        self.kind = kind
+        #: Set when he may look again.
+        self.turn = anyio.Event()
+
+
 class Channel:
     """One end of the way between an actor and its nursery."""
 
     def __init__(self, link: Link) -> None:
         link.socket.setblocking(False)
         self.link = link
-        self._turn = anyio.Lock()
+        #: Those who have something to send that there was no room for, in their order.
+        self._queue: collections.deque[_Sender] = collections.deque()
+        #: Whether one of them waits for room.
+        self._is_watched = self._is_closed = False
         self._in_a_row = 0
         #: What who waits for a message wakes up by.
         self._nap: anyio.CancelScope | None = None
@@ -59,6 +79,8 @@ class Channel:
             OSError: There is nobody at the other end (EPIPE, ECONNRESET), or no memory left.
         """
         try:
+            if self._is_closed:
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
             datagram.send(self.link.socket)
         except BlockingIOError:
             return False
@@ -72,17 +94,57 @@ class Channel:
     async def send(self, datagram: Datagram) -> None:
         """Sends it, when there is room, and closes it. Cancelled: it was not sent.
 
+        After all those who wait already, but for what has to be heard in time: that goes before them.
+
         Raises:
-            OSError: As for `try_send`.
+            OSError: As for `try_send`; EPIPE, too, when it is closed here meanwhile.
         """
         try:
-            if self.try_send(datagram):
+            if (datagram.kind in _URGENT or not self._queue) and self.try_send(datagram):
                 return
-            async with self._turn:
-                while not self.try_send(datagram):
-                    await anyio.wait_writable(self.link.socket)
+            await self._send_in_turn(datagram)
         finally:
             datagram.close()
+
+    async def _send_in_turn(self, datagram: Datagram) -> None:
+        me = _Sender(datagram.kind)
+        if me.kind in _URGENT:
+            self._queue.insert(sum(sender.kind in _URGENT for sender in self._queue), me)
+        else:
+            self._queue.append(me)
+        try:
+            while True:
+                if self._queue[0] is not me or self._is_watched:
+                    await me.turn.wait()
+                    me.turn = anyio.Event()
+                elif self.try_send(datagram):
+                    return
+                else:
+                    await self._room()
+        finally:
+            self._queue.remove(me)
+            self._call_next()
+
+    async def _room(self) -> None:
+        """Waits for room; it may be for somebody else, who has come meanwhile and goes before."""
+        self._is_watched = True
+        try:
+            with contextlib.suppress(anyio.ClosedResourceError):  # which `try_send` tells
+                await anyio.wait_writable(self.link.socket)
+        finally:
+            self._is_watched = False
+            self._call_next()
+
+    def _call_next(self) -> None:
+        if self._queue:
+            self._queue[0].turn.set()
+
+    def close(self) -> None:
+        """Lets the other end know that nothing more will come; who waits for room here is told, too."""
+        if not self._is_closed:
+            self._is_closed = True
+            anyio.notify_closing(self.link.socket)
+            self.link.close()
 
     async def receive(self) -> Message | None:
         """The next message; `None` when there is nobody at the other end any more.
@@ -258,8 +320,6 @@ async def in_thread[T](
             elif thread is not None:
                 thread.start()
         except RuntimeError as error:
-            import errno
-
             raise OSError(errno.EAGAIN, f"{os.strerror(errno.EAGAIN)}: {error}") from error
         try:
             await anyio.wait_readable(event)

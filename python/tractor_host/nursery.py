@@ -680,7 +680,7 @@ class _Worker:
             if self._up.is_set():
                 self._up = anyio.Event()
             self._read_rest(channel)
-            channel.link.close()
+            channel.close()
             self._channel = None
             self._exit = worker.wait()
             death = self._last_death = self._death(worker)
