@@ -108,6 +108,21 @@ async def does_not_listen() -> NoReturn:
     raise AssertionError("it went on")
 
 
+async def end_slowly(path: str, go: str) -> None:
+    """Says in a file that it runs; when it is cancelled, ends once there is the other file."""
+    open(path, "w").close()
+    try:
+        await anyio.sleep_forever()
+    finally:
+        with anyio.CancelScope(shield=True):
+            while not os.path.exists(go):
+                await anyio.sleep(0.001)
+
+
+async def stream_and_end_slowly(stream: th.Stream, path: str, go: str) -> None:
+    await end_slowly(path, go)
+
+
 async def blocks() -> NoReturn:
     while True:
         try:

@@ -402,6 +402,47 @@ def test_who_did_not_listen_is_not_asked_again(loop: str, backend: str) -> None:
     assert time.monotonic() - begun > 0.5
 
 
+@pytest.mark.parametrize("way", ["run", "stream"])
+@pytest.mark.parametrize("is_deaf", [False, True])
+def test_asyncio_may_cancel_a_call_twice(way: str, is_deaf: bool, tmp_path: Path) -> None:
+    """No shield of anyio's holds a `Task.cancel`, and what runs in the actor goes on for a while."""
+    path, go = tmp_path / "running", tmp_path / "go"
+
+    async def main() -> None:
+        cancel_timeout = 0.2 if is_deaf else PATIENCE
+        async with th.open_nursery(cancel_timeout=cancel_timeout) as nursery:
+            portal = await nursery.start_actor()
+            actor = portal._actor
+
+            async def call() -> None:
+                if way == "run":
+                    await portal.run(acting.end_slowly, str(path), str(go))
+                else:
+                    async with portal.open_stream(acting.stream_and_end_slowly, str(path), str(go)) as stream:
+                        await stream.receive()
+
+            task = asyncio.create_task(call())
+            while not path.exists():
+                await asyncio.sleep(0.001)
+            (pending,) = actor._calls.values()
+            task.cancel()
+            while not pending.is_being_stopped:
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert list(actor._calls.values()) == [pending]
+            if is_deaf:
+                await actor._over.wait()
+            else:
+                go.touch()
+                while actor._calls:
+                    await asyncio.sleep(0.001)
+                assert await portal.run(acting.add, 1, 1) == 2
+
+    run("asyncio", main)
+
+
 # -- one function ---------------------------------------------------------------------------------------
 
 

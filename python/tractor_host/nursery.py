@@ -382,7 +382,10 @@ class Portal[T]:
 class _Call:
     """One that an actor was sent."""
 
-    __slots__ = ("done", "failure", "has_turn", "is_left", "number", "stream", "value")
+    __slots__ = (
+        "done", "failure", "has_turn", "is_being_stopped", "is_forgotten", "is_left", "number", "patience",
+        "stream", "value",
+    )  # fmt: skip
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -394,6 +397,10 @@ class _Call:
         self.is_left = False
         #: Whether no other call may be sent meanwhile.
         self.has_turn = False
+        #: Whether it was told to end, or is about to be; whether nobody waits for it any more.
+        self.is_being_stopped = self.is_forgotten = False
+        #: How long it is waited for then.
+        self.patience: anyio.CancelScope | None = None
 
     def settle(self, answer: Message | BaseException) -> None:
         """It is over, with this; the first time counts."""
@@ -415,6 +422,8 @@ class _Call:
                 self.failure = RuntimeError(f"the call was left with {_remote.summary(value)}")
                 self.failure.__cause__ = value
         self.done.set()
+        if self.patience is not None:
+            self.patience.cancel()
         if self.stream is not None:
             self.stream.finish()
 
@@ -817,7 +826,7 @@ class _Worker:
                 self._boot_error.add_note(f"raised while actor {self.name!r} started")
             case _calls.RETURNED | _calls.RAISED | _calls.CANCELLED:
                 call = self._calls.get(number)
-                if call is None:
+                if call is None or call.done.is_set():
                     raise ValueError("an answer that nobody has asked for")
                 call.settle(message)
                 if call is self._only_call:
@@ -917,6 +926,7 @@ class _Worker:
                 pass  # its end is about to be found out, and told to all calls
             except BaseException:
                 call.has_turn = False
+                call.done.set()  # before it has begun
                 self.forget(call)
                 raise
             finally:
@@ -943,21 +953,36 @@ class _Worker:
         return await call.wait()
 
     async def stop(self, call: _Call) -> None:
-        """Has it end, and waits until it has; if it does not in time, its actor is killed."""
+        """Has it end, and waits until it has; if it does not in time, its actor is killed.
+
+        That is seen to by a task of the nursery's: asyncio can cancel the caller once more, shield or not.
+        """
         if call.done.is_set():
             return
+        if not call.is_being_stopped:
+            call.is_being_stopped = True
+            self._core.tasks.start_soon(self._see_off, call, name=f"actor {self.name}: stop a call")
         with anyio.CancelScope(shield=True):
-            if self._turn is None and self._channel is not None:
-                with anyio.move_on_after(self._options.cancel_timeout):
+            await call.done.wait()
+
+    async def _see_off(self, call: _Call) -> None:
+        with anyio.CancelScope(shield=True):
+            if self._turn is None and self._channel is not None and not call.done.is_set():
+                with anyio.move_on_after(self._options.cancel_timeout) as call.patience:
                     with contextlib.suppress(ConnectionError):  # its supervisor will settle all calls
                         await self._channel.send(Datagram(_calls.CANCEL, call.number))
                     await call.done.wait()
             if not call.done.is_set():
                 self.kill(deaf=self._turn is None)
                 await call.done.wait()
+        if call.is_forgotten:
+            self.forget(call)
 
     def forget(self, call: _Call) -> None:
-        """Nobody waits for it any more."""
+        """Nobody waits for it any more. One that is being stopped is kept until it has ended."""
+        if not call.done.is_set():
+            call.is_forgotten = True
+            return
         if self._turn is not None and call.has_turn:
             call.has_turn = False
             self._turn.release()
