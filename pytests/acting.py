@@ -278,20 +278,48 @@ async def read_slowly(stream: th.Stream, go: str) -> int:
     return len([item async for item in stream])
 
 
+async def fail_in_the_end(path: str) -> NoReturn:
+    """Says in a file that it runs, and fails when it is cancelled."""
+    try:
+        open(path, "w").close()
+        await anyio.sleep_forever()
+    finally:
+        raise KeyError(os.path.basename(path))
+
+
+async def count_and_fail_in_the_end() -> AsyncIterator[int]:
+    try:
+        yield 0
+        await anyio.sleep_forever()
+    finally:
+        raise KeyError("generator")
+
+
 # -- trees -------------------------------------------------------------------------------------------------
 
 
 async def tree(backends: list[str], breadth: int, fault: str | None, base: str = "0") -> int:
-    """An actor of each level starts `breadth` of the next one; the leaves do as `fault` says. How many there are."""
+    """An actor of each level starts `breadth` of the next one; the leaves do as `fault` says. How many there are.
+
+    A directory: they raise when all of them are there.
+    """
     if not backends:
-        if fault == "raise":
-            raise ValueError(f"leaf {base}")
+        if fault is not None and fault.startswith("/"):
+            # Each of them, also where the first one has had it cancelled.
+            try:
+                open(f"{fault}/{base}", "w").close()
+                while len(os.listdir(fault)) < breadth ** base.count("."):
+                    await anyio.sleep(0.01)
+            finally:
+                raise ValueError(f"leaf {base}")
         if fault == "sleep":
             await anyio.sleep_forever()
         if fault == "shield":
             await does_not_listen()
         return 1
-    async with th.open_nursery(backends[0]) as nursery:
+    # There is time for all that is to be told.
+    cancel_timeout = 30.0 if th.current_actor().budget is None else None
+    async with th.open_nursery(backends[0], cancel_timeout=cancel_timeout) as nursery:
         portals = [
             await nursery.using(name=f"n{index}").run_in_actor(
                 tree, backends[1:], breadth, fault, f"{base}.{index}"

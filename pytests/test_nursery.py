@@ -482,6 +482,52 @@ def test_its_error_ends_the_nursery(loop: str, backend: str, tmp_path: Path) -> 
     run(loop, main)
 
 
+def test_all_that_have_failed_are_told(loop: str, backend: str, tmp_path: Path) -> None:
+    """Those that fail while they are cancelled, too, as in one process."""
+
+    async def main() -> None:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with th.open_nursery(backend, cancel_timeout=PATIENCE) as nursery:
+                paths = [tmp_path / "a", tmp_path / "b"]
+                portals = [await nursery.run_in_actor(acting.fail_in_the_end, str(path)) for path in paths]
+                await nursery.run_in_actor(acting.sleep_forever)
+                while not all(path.exists() for path in paths):
+                    await anyio.sleep(0.001)
+                raise ValueError("mine")
+        found = sorted(map(repr, caught.value.exceptions))
+        assert found == ["KeyError('a')", "KeyError('b')", "ValueError('mine')"]
+        with pytest.raises(KeyError, match="a"):
+            await portals[0].result()
+
+    run(loop, main)
+
+
+def test_what_a_call_raises_when_it_is_cancelled(loop: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with th.open_nursery(cancel_timeout=PATIENCE) as nursery:
+            portal = await nursery.start_actor()
+            path, scope = tmp_path / "call", anyio.CancelScope()
+
+            async def call() -> None:
+                with pytest.raises(KeyError, match="call"), scope:
+                    await portal.run(acting.fail_in_the_end, str(path))
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                while not path.exists():
+                    await anyio.sleep(0.001)
+                scope.cancel()
+            assert await portal.run(acting.add, 1, 1) == 2
+            with pytest.raises(KeyError, match="generator"), anyio.CancelScope() as scope:
+                async with portal.open_stream(acting.count_and_fail_in_the_end) as stream:
+                    await stream.receive()
+                    scope.cancel()
+                    await stream.receive()
+            assert await portal.run(acting.add, 1, 1) == 2
+
+    run(loop, main)
+
+
 def test_waiting_for_it_does_not_double_the_error(loop: str) -> None:
     async def main() -> None:
         with pytest.raises(ExceptionGroup) as caught:
@@ -878,22 +924,22 @@ def test_a_tree(loop: str, backends: list[str]) -> None:
 
 
 @pytest.mark.parametrize("backends", TREES, ids="-".join)
-def test_errors_at_the_leaves_of_a_tree(loop: str, backends: list[str]) -> None:
+def test_errors_at_the_leaves_of_a_tree(loop: str, backends: list[str], tmp_path: Path) -> None:
+    """All of them arrive, each once, in a group for each level."""
     with pytest.raises(ExceptionGroup) as caught:
-        run(loop, acting.tree, backends, 3, "raise", patience=2 * PATIENCE)
+        run(loop, acting.tree, backends, 2, str(tmp_path), patience=2 * PATIENCE)
     assert th.workers() == []
-    errors = leaves(caught.value)
-    assert errors
-    assert {type(error) for error in errors} == {ValueError}
-    texts = [str(error) for error in errors]
-    assert all(text.startswith("leaf 0.") for text in texts)
-    assert len(texts) == len(set(texts)), caught.value  # each of them once
-    # One group for each level.
-    error: BaseException = caught.value
-    for _ in backends:
+
+    def texts(error: BaseException, depth: int) -> list[str]:
+        if depth == 0:
+            assert isinstance(error, ValueError)
+            return [str(error)]
         assert isinstance(error, ExceptionGroup)
-        error = error.exceptions[0]
-    assert isinstance(error, ValueError)
+        return [text for inner in error.exceptions for text in texts(inner, depth - 1)]
+
+    assert sorted(texts(caught.value, len(backends))) == [
+        "leaf 0." + ".".join(path) for path in itertools.product("01", repeat=len(backends))
+    ]
 
 
 @pytest.mark.parametrize("backends", TREES, ids="-".join)

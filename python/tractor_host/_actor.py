@@ -242,8 +242,12 @@ class _Serving:
         except BaseException as error:
             if isinstance(error, cancelled) and not self._is_its_own(error):
                 raise
-            if isinstance(error, BaseExceptionGroup) and error.subgroup(cancelled) is not None:
-                raise
+            if isinstance(error, BaseExceptionGroup):
+                # What it has raised beside being cancelled, with all that is here, is told.
+                _, rest = error.split(cancelled)
+                if rest is None:
+                    raise
+                error = rest
             if isinstance(error, Cancelled) and _child.was_cancelled():
                 raise
             has_left = stream is not None and stream.is_deserted

@@ -75,9 +75,10 @@ def open_nursery(
 
     The block ends when all its actors are gone. When it ends without an error, actors that carry out one
     function (`run_in_actor`) are waited for, the others (`start_actor`) leave. When an actor fails, or the
-    block does, all other actors and the block are cancelled, and all errors are raised as one
-    `ExceptionGroup` (but for a `KeyboardInterrupt` or `SystemExit` of the block's, which is raised as it is).
-    Cancelling the block cancels its actors; those that do not listen are ended by their ladders.
+    block does, all other actors and the block are cancelled, and all errors, with those that functions raise
+    while they are cancelled, are raised as one `ExceptionGroup` (but for a `KeyboardInterrupt` or `SystemExit`
+    of the block's, which is raised as it is). Cancelling the block cancels its actors; those that do not
+    listen are ended by their ladders.
 
         >>> import asyncio, math
         >>> import tractor_host as th
@@ -312,8 +313,8 @@ class Portal[T]:
         `runtime="sync"`, in its main thread, one at a time). A time limit of the caller holds there too.
 
         When the caller is cancelled, the call is: an async one by its loop; a sync one is told so by
-        `check_cancelled`. If it has not ended by `cancel_timeout`, the actor is killed; so is, at once, one
-        with `runtime="sync"`.
+        `check_cancelled`. What it raises then is raised here. If it has not ended by `cancel_timeout`, the
+        actor is killed; so is, at once, one with `runtime="sync"`.
 
         Raises:
             Exception: What the function raises, with the traceback there as its cause. What pickling the call
@@ -351,8 +352,10 @@ class Portal[T]:
             call.is_left = True
             await stream.aclose()
             await call.done.wait()
-        except BaseException:
+        except BaseException as error:
             await self._actor.stop(call)
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                call.check_raised()
             raise
         finally:
             self._actor.forget(call)
@@ -369,7 +372,8 @@ class Portal[T]:
         return cast("T", await self._actor.result())
 
     async def cancel_actor(self) -> Exit:
-        """Ends the actor, by its ladder if it does not listen, and waits until it is gone; not an error.
+        """Ends the actor, by its ladder if it does not listen, and waits until it is gone; not an error, but
+        for what its one function raises while it ends.
 
         Does nothing to one that has ended.
         """
@@ -383,14 +387,16 @@ class _Call:
     """One that an actor was sent."""
 
     __slots__ = (
-        "done", "failure", "has_turn", "is_being_stopped", "is_forgotten", "is_left", "number", "patience",
-        "stream", "value",
+        "done", "failure", "has_raised", "has_turn", "is_being_stopped", "is_forgotten", "is_left", "number",
+        "patience", "stream", "value",
     )  # fmt: skip
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.done = anyio.Event()
         self.failure: BaseException | None = None
+        #: Whether that is what its function has raised; not if it was merely told to end.
+        self.has_raised = False
         self.value: Any = None
         self.stream: Stream | None = None
         #: Whether its stream was left: what it has to say then is of no interest.
@@ -417,6 +423,7 @@ class _Call:
                 self.value = value
             elif isinstance(value, Exception):
                 self.failure = value
+                self.has_raised = answer.kind == _calls.RAISED
             else:
                 # What ends a program must not end this one.
                 self.failure = RuntimeError(f"the call was left with {_remote.summary(value)}")
@@ -426,6 +433,11 @@ class _Call:
             self.patience.cancel()
         if self.stream is not None:
             self.stream.finish()
+
+    def check_raised(self) -> None:
+        """Raises what its function has, in place of a cancellation, as where no border is in between."""
+        if self.has_raised and self.failure is not None:
+            raise self.failure
 
     async def wait(self) -> Any:
         await self.done.wait()
@@ -608,7 +620,13 @@ class _Worker:
 
         try:
             while True:
-                error = await self._live(started)
+                try:
+                    error = await self._live(started)
+                except anyio.get_cancelled_exc_class():
+                    self._is_unwanted = True
+                    if self._only_call is not None:
+                        self._only_call.check_raised()
+                    raise
                 if not is_started and error is None:
                     error = WorkerKilled(f"actor {self.name!r} was cancelled while it started", self._how())
                 if not self._is_to_be_restarted(error, is_started=is_started):
@@ -647,6 +665,7 @@ class _Worker:
 
     async def _live(self, started: Callable[[], None]) -> BaseException | None:
         """One life of it. Returns what it failed with; it is gone then, whatever has happened."""
+        self._only_call = None
         await anyio.lowlevel.checkpoint_if_cancelled()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -674,9 +693,6 @@ class _Worker:
             ) as self._patience:
                 await anyio.wait_readable(worker.fileno())
             is_late = self._patience.cancelled_caught and not self._up.is_set() and not self._is_leaving
-        except anyio.get_cancelled_exc_class():
-            self._is_unwanted = True
-            raise
         finally:
             with anyio.CancelScope(shield=True):
                 if worker.exit is None:
@@ -732,6 +748,8 @@ class _Worker:
         """What it has failed with, if it has."""
         if self._boot_error is not None:
             return self._boot_error
+        if self._only_call is not None and self._only_call.has_raised:
+            return self._only_call.failure
         if is_late:
             what = f"actor {self.name!r} was not ready within {self._options.boot_timeout} s, and was ended"
             return BootTimeout(f"{what}: {death.exit.cause}", death.exit)
@@ -942,8 +960,10 @@ class _Worker:
         """Waits for what the call comes to."""
         try:
             await call.done.wait()
-        except BaseException:
+        except BaseException as error:
             await self.stop(call)
+            if isinstance(error, anyio.get_cancelled_exc_class()):
+                call.check_raised()
             raise
         finally:
             self.forget(call)
