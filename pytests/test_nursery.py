@@ -1224,6 +1224,60 @@ def test_what_returns_can_be_started_again(loop: str, tmp_path: Path) -> None:
     run(loop, main)
 
 
+def test_what_returns_too_often_fails_the_nursery(loop: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "a"
+        with pytest.raises(ExceptionGroup) as caught:
+            async with th.open_nursery(restart="always", restart_delay=0, max_restarts=2) as nursery:
+                await nursery.run_in_actor(acting.fail_first, str(path), 0)
+                await anyio.sleep_forever()
+        (error,) = caught.value.exceptions
+        assert isinstance(error, RuntimeError)
+        assert "'fail_first' was not started again: there were too many (max_restarts=2" in str(error)
+        assert path.read_text() == "xxx"
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize(
+    ("life", "delays"),
+    [(0.0, [1.0, 2.0, 4.0, None]), (2.0, [1.0, 2.0, 4.0, 4.0, 4.0]), (6.0, [1.0] * 5)],
+    ids=["at once", "seldom", "once in the period"],
+)
+def test_the_pauses_are_not_counted(
+    life: float, delays: list[float | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would make room for one more restart each, and one that always fails would never be given up."""
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    core = th.open_nursery(max_restarts=3, restart_period=5.0)._core
+    for expected in delays:
+        now += life
+        delay = core.restart_delay(1.0)
+        assert delay == expected
+        now += delay or 0.0
+
+
+@pytest.mark.parametrize("restart", ["on-failure", "always"])
+def test_who_did_not_listen_is_started_again(loop: str, restart: Any) -> None:
+    async def main() -> None:
+        async with th.open_nursery(restart=restart, restart_delay=0, cancel_timeout=0.1) as nursery:
+            for way, stuck, good in (
+                (None, acting.does_not_listen, acting.add),
+                ("sync", acting.until_told, acting.multiply),
+            ):
+                portal = await nursery.using(runtime=way).start_actor(str(way))
+                with anyio.move_on_after(0.05) as scope:
+                    await portal.run(stuck)
+                assert scope.cancelled_caught
+                assert await portal.run(good, 2, 3) in (5, 6)
+                await portal.cancel_actor()
+                with pytest.raises(th.WorkerKilled):
+                    await portal.run(good, 2, 3)
+
+    run(loop, main)
+
+
 # -- records for the log --------------------------------------------------------------------------------------
 
 

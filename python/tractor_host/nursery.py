@@ -76,9 +76,9 @@ def open_nursery(
     The block ends when all its actors are gone. When it ends without an error, actors that carry out one
     function (`run_in_actor`) are waited for, the others (`start_actor`) leave. When an actor fails, or the
     block does, all other actors and the block are cancelled, and all errors, with those that functions raise
-    while they are cancelled, are raised as one `ExceptionGroup` (but for a `KeyboardInterrupt` or `SystemExit`
-    of the block's, which is raised as it is). Cancelling the block cancels its actors; those that do not
-    listen are ended by their ladders.
+    while they are cancelled, are raised as one `ExceptionGroup` (but for a `KeyboardInterrupt` or
+    `SystemExit` of the block's, which is raised as it is). Cancelling the block cancels its actors; those
+    that do not listen are ended by their ladders.
 
         >>> import asyncio, math
         >>> import tractor_host as th
@@ -109,12 +109,12 @@ def open_nursery(
         boot_timeout: Seconds that an actor may take to start, with the import of its modules.
         log_level: What actors log from this level on is logged here, by the logger of the same name, with the
             attribute `actor`; the handlers there are replaced. By default nothing is done.
-        restart: `"never"`; `"on-failure"` starts an actor again when it has died, or its one function has
-            failed; `"always"` also when that has returned before the block ended. What was being called fails
-            all the same.
+        restart: `"never"`; `"on-failure"` starts an actor again when it has died, or was killed for a call
+            that did not end, or its one function has failed; `"always"` also when that has returned before
+            the block ended. What was being called fails all the same.
         restart_delay: Seconds until then, twice as many each further time within the period.
         max_restarts: When more are due within the period, in all of the nursery, it fails.
-        restart_period: Seconds.
+        restart_period: Seconds, without those pauses.
 
     Raises:
         TypeError, ValueError: An argument can't be right; the text says which and why.
@@ -458,7 +458,9 @@ class _Core:
     def __init__(self, max_restarts: int, restart_period: float) -> None:
         self._max_restarts = max_restarts
         self._restart_period = restart_period
+        #: When actors were started again, had there been no pauses since; until when there is one.
         self._restarts: list[float] = []
+        self._paused_until = -math.inf
         self._state: Literal["new", "open", "closing", "closed"] = "new"
         self._home: tuple[int, int, object] = (0, 0, None)
         self.actors: dict[str, _Worker] = {}
@@ -535,13 +537,25 @@ class _Core:
         await self.tasks.start(actor.supervise, name=f"actor {actor.name}")
 
     def restart_delay(self, first: float) -> float | None:
-        """Seconds until an actor may be started again; `None` when there were too many."""
+        """Seconds until an actor may be started again; `None` when there were too many.
+
+        The time of such pauses is not counted: it would make room in the period for ever more.
+        """
         now = time.monotonic()
         self._restarts = [then for then in self._restarts if then > now - self._restart_period]
         if len(self._restarts) >= self._max_restarts:
             return None
         self._restarts.append(now)
-        return min(first * 2.0 ** (len(self._restarts) - 1), _LONGEST_DELAY)
+        delay = min(first * 2.0 ** (len(self._restarts) - 1), _LONGEST_DELAY)
+        paused = max(0.0, now + delay - max(now, self._paused_until))
+        self._paused_until = max(now + delay, self._paused_until)
+        self._restarts = [then + paused for then in self._restarts]
+        return delay
+
+    @property
+    def limit(self) -> str:
+        """What there may be of those, for people."""
+        return f"too many (max_restarts={self._max_restarts}, restart_period={self._restart_period})"
 
 
 def _without_twins(group: BaseExceptionGroup[BaseException]) -> BaseExceptionGroup[BaseException]:
@@ -596,8 +610,9 @@ class _Worker:
         #: What it said that it should not have; what was wrong when it was told what it is.
         self._confusion: BaseException | None = None
         self._boot_error: BaseException | None = None
-        #: Whether somebody wants it gone; whether it was told that nobody calls it any more.
-        self._is_unwanted = self._is_leaving = False
+        #: Whether somebody wants it gone; whether this life was ended, for a call that did not end; whether
+        #: it was told that nobody calls it any more.
+        self._is_unwanted = self._is_ended = self._is_leaving = False
         self._is_to_leave = False
         self._patience = anyio.CancelScope()
         self._pause = anyio.CancelScope()
@@ -633,8 +648,10 @@ class _Worker:
                     break
                 delay = self._core.restart_delay(self._options.restart_delay)
                 if delay is None:
-                    if error is not None:
-                        error.add_note(f"Actor {self.name!r} was not started again: there were too many.")
+                    what = f"actor {self.name!r} was not started again: there were {self._core.limit}"
+                    if error is None:
+                        raise RuntimeError(what) from (self._last_death if self._is_ended else None)
+                    error.add_note(what)
                     break
                 with anyio.CancelScope() as self._pause:
                     await anyio.sleep(delay)
@@ -659,7 +676,7 @@ class _Worker:
             case "always":
                 return error is not None or not self._is_to_leave
             case "on-failure":
-                return error is not None
+                return error is not None or self._is_ended
             case _:
                 return False
 
@@ -679,7 +696,7 @@ class _Worker:
         if self._is_unwanted:  # since it was being started
             _native.kill(worker._key)
         self._confusion = self._boot_error = None
-        self._is_told = self._main_sent = self._is_leaving = False
+        self._is_told = self._main_sent = self._is_leaving = self._is_ended = False
         channel = self._channel = Channel(Link(ours))
         reading = anyio.CancelScope(shield=True)
         has_read = anyio.Event()
@@ -753,7 +770,7 @@ class _Worker:
         if is_late:
             what = f"actor {self.name!r} was not ready within {self._options.boot_timeout} s, and was ended"
             return BootTimeout(f"{what}: {death.exit.cause}", death.exit)
-        if self._is_unwanted:
+        if self._is_unwanted or self._is_ended:
             return None
         if self._only_call is not None and self._only_call.done.is_set():
             if self._only_call.failure is not None:
@@ -993,7 +1010,7 @@ class _Worker:
                         await self._channel.send(Datagram(_calls.CANCEL, call.number))
                     await call.done.wait()
             if not call.done.is_set():
-                self.kill(deaf=self._turn is None)
+                self._is_ended |= self._end(deaf=self._turn is None)
                 await call.done.wait()
         if call.is_forgotten:
             self.forget(call)
@@ -1029,12 +1046,18 @@ class _Worker:
             self._channel.link.socket.shutdown(socket.SHUT_WR)
         self._patience.deadline = anyio.current_time() + self._options.cancel_timeout
 
-    def kill(self, *, deaf: bool = False) -> None:
-        """Has it ended, by its ladder; without asking once more if it is deaf."""
+    def kill(self) -> None:
+        """Has it ended for good, by its ladder."""
         self._is_unwanted = True
         self._pause.cancel()
-        if self.worker is not None and self.worker.exit is None:
-            (_native.kill_deaf if deaf else _native.kill)(self.worker._key)
+        self._end()
+
+    def _end(self, *, deaf: bool = False) -> bool:
+        """Ends this life of it, if that has not ended; without asking once more if it is deaf."""
+        if self.worker is None or self.worker.exit is not None:
+            return False
+        (_native.kill_deaf if deaf else _native.kill)(self.worker._key)
+        return True
 
     async def cancel(self) -> Exit:
         self._core.check_here()
@@ -1051,7 +1074,7 @@ class _Worker:
         call = self._only_call
         if call is not None and call.done.is_set():
             return await call.wait()
-        if self._is_unwanted:
+        if self._is_unwanted or self._is_ended:
             raise self._gone()
         return None
 
