@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import enum
 import logging
 import os
 import signal
@@ -224,6 +225,41 @@ def log(text: str) -> None:
     except ValueError:
         logging.getLogger("acting.some").warning("said %s", text, exc_info=True)
     logging.getLogger("acting").debug("not this")
+
+
+class OnlyHere(str):
+    """A text of a type that nobody else can unpickle."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _not_there, ()
+
+
+def _not_there() -> NoReturn:
+    raise AttributeError("nowhere but there")
+
+
+class NoText:
+    def __str__(self) -> NoReturn:
+        raise ValueError("no text")
+
+    __repr__ = __str__
+
+
+class Level(enum.IntEnum):
+    HIGH = 45
+
+
+def log_oddly() -> None:
+    logger = logging.getLogger("acting.odd")
+    logger.log(Level.HIGH, OnlyHere("type"), extra={"tag": OnlyHere("x"), "code": Level.HIGH, "size": 0.5})
+    logger.warning("text %s", NoText())
+    logger.warning("extra", extra={"odd": NoText()})
+    logger.warning(NoText())
+
+
+async def log_below() -> None:
+    async with th.open_nursery(log_level="INFO") as nursery:
+        await (await nursery.start_actor("leaf")).run(log, "below")
 
 
 # -- streams -----------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ import helpers
 import tractor_host as th
 from conftest import Program
 from helpers import PATIENCE
+from tractor_host import _actor as acting_side
 from tractor_host import _aio, _calls
 from tractor_host._calls import Datagram, Link
 
@@ -1295,6 +1296,53 @@ def test_what_actors_log_is_logged_here(loop: str, backend: str, caplog: pytest.
         assert "ValueError: inner" in (record.exc_text or "")
 
     run(loop, main)
+
+
+def test_odd_records_are_logged_too(loop: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> list[logging.LogRecord]:
+        async with th.open_nursery(log_level="INFO") as nursery:
+            portal = await nursery.start_actor("talker")
+            with caplog.at_level(logging.INFO):
+                await portal.run(acting.log_oddly)
+                return [record for record in caplog.records if record.name == "acting.odd"]
+
+    odd, text, extra, message = run(loop, main)
+    assert (odd.levelno, odd.getMessage()) == (45, "type")
+    assert [odd.__dict__[key] for key in ("tag", "code", "size")] == ["x", 45, 0.5]
+    assert text.getMessage() == "text %s (its arguments do not fit: ValueError: no text)"
+    assert extra.__dict__["odd"] == "<NoText that has no text: ValueError: no text>"
+    assert message.getMessage().startswith("<NoText that has no text")
+
+
+def test_a_record_that_can_not_be_taken_harms_nobody(
+    loop: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with th.open_nursery("fork", log_level="INFO") as nursery:
+            portal = await nursery.start_actor("talker")
+            with caplog.at_level(logging.INFO):
+                await portal.run(acting.log, "this")
+            assert await portal.run(acting.add, 1, 1) == 2
+
+    monkeypatch.setattr(acting_side, "_content_of", lambda record: {"odd": acting.OnlyHere()})
+    run(loop, main)
+    (record,) = [record for record in caplog.records if record.name == "tractor_host"]
+    assert record.getMessage() == "a record of actor 'talker' could not be logged"
+    assert "nowhere but there" in caplog.text
+
+
+def test_records_of_a_tree_are_those_of_who_has_logged_them(
+    loop: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> list[logging.LogRecord]:
+        async with th.open_nursery(log_level="INFO") as nursery:
+            portal = await nursery.start_actor("branch")
+            with caplog.at_level(logging.INFO):
+                await portal.run(acting.log_below)
+                return [record for record in caplog.records if record.name.startswith("acting")]
+
+    (record,) = run(loop, main)
+    assert record.__dict__["actor"] == "leaf"
 
 
 # -- wrong use -------------------------------------------------------------------------------------------------

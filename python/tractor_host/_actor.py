@@ -376,16 +376,35 @@ def _log_to(link: Link, level: int | str) -> None:
 
 
 def _content_of(record: logging.LogRecord) -> dict[str, Any]:
-    """A record without what can't be sent: its text is made here."""
-    content = dict(record.__dict__)
-    content["message"] = content["msg"] = record.getMessage()
+    """A record without what can't be sent, or unpickled there: its text is made here."""
+    content = {str.__str__(key): _plain(value) for key, value in record.__dict__.items()}
+    try:
+        text = record.getMessage()
+    except Exception as error:
+        from tractor_host import _remote
+
+        text = f"{_plain(record.msg)} (its arguments do not fit: {_remote.summary(error)})"
+    content["message"] = content["msg"] = _plain(text)
     content["args"] = None
     if record.exc_info:
         import logging
 
         content["exc_text"] = logging.Formatter().formatException(record.exc_info)
         content["exc_info"] = None
-    for key, value in list(content.items()):
-        if not isinstance(value, str | int | float | bool | None):
-            content[key] = str(value)
     return content
+
+
+def _plain(value: object) -> str | int | float | bool | None:
+    """The value, if it is one of these and of no type of its own; else what it is of them, or its text."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    try:
+        return str.__str__(value if isinstance(value, str) else str(value))
+    except Exception as error:
+        from tractor_host import _remote
+
+        return f"<{type(value).__qualname__} that has no text: {_remote.summary(error)}>"

@@ -108,7 +108,8 @@ def open_nursery(
         kill_timeout: Seconds for all further rungs; by default 3, or a third of what the actor has itself.
         boot_timeout: Seconds that an actor may take to start, with the import of its modules.
         log_level: What actors log from this level on is logged here, by the logger of the same name, with the
-            attribute `actor`; the handlers there are replaced. By default nothing is done.
+            attribute `actor`; the handlers there are replaced. Records that find no room are lost, and
+            counted in `lost_before` of the next one. By default nothing is done.
         restart: `"never"`; `"on-failure"` starts an actor again when it has died, or was killed for a call
             that did not end, or its one function has failed; `"always"` also when that has returned before
             the block ended. What was being called fails all the same.
@@ -1087,11 +1088,11 @@ class _Worker:
 def _log(message: Message, actor: str) -> None:
     import logging
 
-    record = logging.makeLogRecord({**unpack(message.content), "actor": actor})
-    logger = logging.getLogger(record.name)
-    if not logger.isEnabledFor(record.levelno):
-        return
     try:
-        logger.handle(record)
+        # One that has come from an actor of the actor's is that one's.
+        record = logging.makeLogRecord({"actor": actor, **unpack(message.content)})
+        logger = logging.getLogger(record.name)
+        if logger.isEnabledFor(record.levelno):
+            logger.handle(record)
     except Exception:  # a filter's: the actor has nothing to do with that
         logging.getLogger("tractor_host").exception("a record of actor %r could not be logged", actor)
