@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -577,6 +578,41 @@ def test_a_death_fails_its_calls_and_the_nursery(loop: str, process_backend: str
         (error,) = caught.value.exceptions
         assert isinstance(error, th.WorkerDied)
         assert error.exit.signal == signal.SIGKILL
+
+    run(loop, main)
+
+
+def test_a_death_that_is_told_often_does_not_grow(loop: str) -> None:
+    async def main() -> None:
+        async with th.open_nursery() as nursery:
+            portal = await nursery.run_in_actor(acting.sleep_forever)
+            await portal.cancel_actor()
+            found: list[list[BaseException]] = [[], []]
+            for _ in range(3):
+                for told, ask in zip(found, (portal.result, portal.run), strict=True):
+                    args = (acting.add, 1, 1) if told is found[1] else ()
+                    with pytest.raises(th.WorkerKilled) as caught:
+                        await ask(*args)  # type: ignore[operator]
+                    told.append(caught.value)
+            for told in found:
+                depths = [len(list(traceback.walk_tb(error.__traceback__))) for error in told]
+                assert depths == depths[:1] * 3
+                assert len({id(error) for error in told}) == 3
+                assert len({(str(error), error.exit) for error in told}) == 1  # type: ignore[attr-defined]
+
+    run(loop, main)
+
+
+def test_a_death_that_many_are_told_is_one_error(loop: str) -> None:
+    async def main() -> None:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with th.open_nursery() as nursery:
+                portal = await nursery.start_actor()
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(3):
+                        tasks.start_soon(portal.run, acting.sleep_forever)
+                    await portal.run(acting.crash)
+        assert [type(error) for error in leaves(caught.value)] == [th.WorkerDied]
 
     run(loop, main)
 

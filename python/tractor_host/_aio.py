@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import contextvars
+import copy
 import errno
 import os
 import sys
@@ -26,7 +27,7 @@ except ImportError as error:
 
 from tractor_host import _calls, _native, _remote
 from tractor_host._calls import Datagram, Incomplete, Link, Message
-from tractor_host._errors import Cancelled
+from tractor_host._errors import Cancelled, WorkerError
 from tractor_host._parcel import Packed
 
 if TYPE_CHECKING:
@@ -345,6 +346,20 @@ def _reraise(error: BaseException) -> Any:
     raise error
 
 
+def anew(error: BaseException) -> BaseException:
+    """What is raised not for the first time, maybe: without the frames of those who were told before.
+
+    Of a death, each has a copy of his own.
+    """
+    if not isinstance(error, WorkerError):
+        return error.with_traceback(None)
+    made = copy.copy(error)
+    made.__cause__, made.__suppress_context__ = error.__cause__, error.__suppress_context__
+    if "__notes__" in made.__dict__:
+        made.__notes__ = [*made.__notes__]
+    return made
+
+
 class Ending(Protocol):
     """What a stream belongs to: a call."""
 
@@ -483,7 +498,7 @@ class Stream(anyio.abc.ObjectStream[Any]):
 
     def _end(self) -> BaseException:
         failure = None if self._call is None else self._call.failure
-        return anyio.EndOfStream() if failure is None else failure
+        return anyio.EndOfStream() if failure is None else anew(failure)
 
     async def _tell_peer(self, datagram: Datagram) -> None:
         try:

@@ -20,7 +20,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mappi
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast, final, overload
 
-from tractor_host._aio import Channel, Stream, in_thread  # first: it says what is not installed
+from tractor_host._aio import Channel, Stream, anew, in_thread  # first: it says what is not installed
 
 import anyio  # isort: skip
 import anyio.abc  # isort: skip
@@ -361,7 +361,7 @@ class Portal[T]:
         finally:
             self._actor.forget(call)
         if call.failure is not None:
-            raise call.failure
+            raise anew(call.failure)
 
     async def result(self) -> T:
         """Waits until the actor is gone; returns the value of its one function, or `None`.
@@ -438,12 +438,12 @@ class _Call:
     def check_raised(self) -> None:
         """Raises what its function has, in place of a cancellation, as where no border is in between."""
         if self.has_raised and self.failure is not None:
-            raise self.failure
+            raise anew(self.failure)
 
     async def wait(self) -> Any:
         await self.done.wait()
         if self.failure is not None:
-            raise self.failure
+            raise anew(self.failure)
         return self.value
 
 
@@ -561,14 +561,19 @@ class _Core:
 
 def _without_twins(group: BaseExceptionGroup[BaseException]) -> BaseExceptionGroup[BaseException]:
     """Each exception once: what one task raises is often what another one waits for. A group may have been
-    made anew on its way; what is in it is the same.
+    made anew on its way; what is in it is the same. A death is known by its `exit`, which its copies share.
     """
-    seen: set[int] = set()
+    seen: set[object] = set()
 
     def is_new(error: BaseException) -> bool:
-        if isinstance(error, BaseExceptionGroup) or id(error) in seen:
+        if isinstance(error, BaseExceptionGroup):
             return False
-        seen.add(id(error))
+        what = (
+            (type(error), id(getattr(error, "exit", error))) if isinstance(error, WorkerError) else id(error)
+        )
+        if what in seen:
+            return False
+        seen.add(what)
         return True
 
     slim = group.subgroup(is_new)
@@ -1071,7 +1076,7 @@ class _Worker:
         self._core.check_here()
         await self._over.wait()
         if self._error is not None:
-            raise self._error
+            raise anew(self._error)
         call = self._only_call
         if call is not None and call.done.is_set():
             return await call.wait()
@@ -1081,8 +1086,10 @@ class _Worker:
 
     def _gone(self) -> BaseException:
         if isinstance(self._error, WorkerError):
-            return self._error
-        return self._last_death or RuntimeError(f"actor {self.name!r} was never started")
+            return anew(self._error)
+        if self._last_death is not None:
+            return anew(self._last_death)
+        return RuntimeError(f"actor {self.name!r} was never started")
 
 
 def _log(message: Message, actor: str) -> None:
