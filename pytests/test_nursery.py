@@ -1452,6 +1452,55 @@ def test_another_thread_or_loop_is_refused(loop: str) -> None:
         nursery.cancel()
 
 
+def test_a_stream_is_used_in_its_loop_alone(loop: str) -> None:
+    async def main() -> None:
+        async with th.open_nursery() as nursery:
+            portal = await nursery.start_actor()
+            async with portal.open_stream(acting.double) as stream:
+                caught: list[str] = []
+
+                def elsewhere() -> None:
+                    for function, args in (
+                        (stream.send, (1,)),
+                        (stream.receive, ()),
+                        (stream.send_eof, ()),
+                        (stream.aclose, ()),
+                        (stream.result, ()),
+                    ):
+                        with pytest.raises(RuntimeError) as refused:
+                            anyio.run(function, *args)  # type: ignore[arg-type]
+                        caught.append(str(refused.value))
+
+                thread = threading.Thread(target=elsewhere)
+                thread.start()
+                thread.join()
+                assert len(caught) == 5
+                assert all("of another thread" in text for text in caught)
+                await stream.send(2)
+                assert await stream.receive() == 4
+
+    run(loop, main)
+
+
+def test_a_fault_here_is_not_held_against_the_actor(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with th.open_nursery() as nursery:
+                portal = await nursery.start_actor()
+                monkeypatch.setattr("tractor_host.nursery._Worker._heard", _fail_to_hear)
+                await portal.run(acting.add, 1, 1)
+        (error,) = caught.value.exceptions
+        assert isinstance(error, th.WorkerKilled)
+        (note,) = error.__notes__
+        assert note.endswith("what it said could not be taken here: MemoryError('none left').")
+
+    run(loop, main)
+
+
+def _fail_to_hear(*args: Any) -> None:
+    raise MemoryError("none left")
+
+
 def test_a_forked_copy_is_refused(loop: str) -> None:
     async def main() -> None:
         async with th.open_nursery() as nursery:

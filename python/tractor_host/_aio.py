@@ -380,10 +380,18 @@ class Stream(anyio.abc.ObjectStream[Any]):
     An object is pickled when it is sent. At most 64 of them wait for their receiver; then `send` waits.
     Iterating ends, and `receive` raises `anyio.EndOfStream`, when the other end will send no more: it has
     said so (`send_eof`), was closed, or its function has returned. Where that has failed, its exception is
-    raised.
+    raised. The end that `open_stream` returns is for the event loop of its nursery: elsewhere, all of this
+    raises `RuntimeError`.
     """
 
-    def __init__(self, channel: Channel, number: int, call: Ending | None) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        number: int,
+        call: Ending | None,
+        check_here: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._check_here = check_here
         self._channel = channel
         self._number = number
         self._call = call
@@ -437,6 +445,7 @@ class Stream(anyio.abc.ObjectStream[Any]):
             anyio.BrokenResourceError: Nobody takes it: the other end was closed, or the call is over.
             Exception: It can't be pickled.
         """
+        self._check_here()
         packed = Packed(item)
         await anyio.lowlevel.checkpoint_if_cancelled()
         self._check_sending()
@@ -468,6 +477,7 @@ class Stream(anyio.abc.ObjectStream[Any]):
             anyio.EndOfStream: There will be none.
             Exception: What the function at the other end has raised; or what unpickling it raises.
         """
+        self._check_here()
         await anyio.lowlevel.checkpoint_if_cancelled()
         while not self._items:
             if self._is_closed:
@@ -508,6 +518,7 @@ class Stream(anyio.abc.ObjectStream[Any]):
 
     async def send_eof(self) -> None:
         """Says that nothing more will be sent; what the other end sends can still be received."""
+        self._check_here()
         await anyio.lowlevel.checkpoint_if_cancelled()
         if not self._has_ended:
             self._has_ended = True
@@ -516,6 +527,7 @@ class Stream(anyio.abc.ObjectStream[Any]):
 
     async def aclose(self) -> None:
         """Neither sends nor takes any more; may be called again."""
+        self._check_here()
         if self._is_closed:
             return
         self._is_closed = self._has_ended = True
@@ -533,4 +545,5 @@ class Stream(anyio.abc.ObjectStream[Any]):
         """
         if self._call is None:
             raise RuntimeError("the result of a stream's function is for whoever has opened the stream")
+        self._check_here()
         return await self._call.wait()

@@ -763,8 +763,10 @@ class _Worker:
     def _death(self, worker: Worker) -> WorkerError:
         """What those are told who were calling it."""
         error = death_of(worker)
-        if self._confusion is not None:
+        if isinstance(self._confusion, ValueError):
             error.add_note(f"It had sent {self._confusion}.")
+        elif self._confusion is not None:
+            error.add_note(f"It was ended because what it said could not be taken here: {self._confusion!r}.")
         return error
 
     def _failure(self, death: WorkerError, *, is_late: bool) -> BaseException | None:
@@ -812,7 +814,7 @@ class _Worker:
                         return  # its supervisor will hear of its end
                     self._heard(channel, message, started)
         except Exception as error:
-            # It does not say what it should.
+            # It does not say what it should, or that can't be taken here: there is no way to go on.
             self._confusion = error
             if self.worker is not None:
                 _native.kill(self.worker._key)
@@ -955,7 +957,7 @@ class _Worker:
             call = self._next_call()
             call.has_turn = self._turn is not None
             if kind == _calls.OPEN:
-                call.stream = Stream(channel, call.number, call)
+                call.stream = Stream(channel, call.number, call, self._core.check_here)
             seconds = anyio.current_effective_deadline() - anyio.current_time()
             datagrams: list[Datagram] = []
             try:
