@@ -331,6 +331,12 @@ async def count_and_fail_in_the_end() -> AsyncIterator[int]:
         raise KeyError("generator")
 
 
+async def one_with_a_ladder() -> float | None:
+    """The budget of one of its own."""
+    async with th.open_nursery(ladder={"cancel": 2.0, "sigkill": 1.0}) as nursery:
+        return (await (await nursery.start_actor()).run(who)).budget
+
+
 # -- trees -------------------------------------------------------------------------------------------------
 
 

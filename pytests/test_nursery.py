@@ -1393,9 +1393,31 @@ def test_arguments_are_checked() -> None:
         ({"max_restarts": "many"}, TypeError),
         ({"boot_timeout": math.nan}, ValueError),
         ({"cancel_timeout": "soon"}, TypeError),
+        ({"log_level": "LOUD"}, ValueError),
+        ({"log_level": 1.5}, TypeError),
+        ({"gil": "mine"}, ValueError),
+        ({"stdio": ""}, ValueError),
+        ({"priority": 0}, ValueError),
+        ({"priority": "high"}, TypeError),
+        ({"cpu_quota": 0}, ValueError),
+        ({"ladder": ["cancel"]}, TypeError),
+        ({"ladder": {"cancel": -1}}, ValueError),
+        ({"process": 3}, TypeError),
+        ({"env": ["A"]}, TypeError),
+        ({"env": {"A": "\0"}}, ValueError),
     ):
         with pytest.raises(kind, match=next(iter(wrong))):
             th.open_nursery(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_ladder_stands_in_for_the_time_outs_of_an_actor_too(loop: str) -> None:
+    async def main() -> None:
+        assert await acting.one_with_a_ladder() == 2.0
+        async with th.open_nursery() as nursery:
+            portal = await nursery.start_actor()
+            assert await portal.run(acting.one_with_a_ladder) == 2.0
+
+    run(loop, main)
 
 
 def test_it_is_used_in_its_block_alone(loop: str) -> None:
@@ -1407,6 +1429,10 @@ def test_it_is_used_in_its_block_alone(loop: str) -> None:
             await nursery.start_actor("one")
             with pytest.raises(ValueError, match="has an actor 'one' already"):
                 await nursery.start_actor("one")
+            with pytest.raises(ValueError, match="name must not be empty"):
+                await nursery.start_actor("")
+            with pytest.raises(TypeError, match="name must be a str"):
+                await nursery.start_actor(3)  # type: ignore[arg-type]
             with pytest.raises(TypeError, match="a list of module names"):
                 await nursery.start_actor("two", enable_modules="math")
             with pytest.raises(TypeError, match="the options of an actor are name, backend"):

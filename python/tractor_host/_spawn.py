@@ -189,6 +189,46 @@ def spawn(
     return worker
 
 
+def check_options(
+    *,
+    name: str | None,
+    gil: str,
+    process: str | None,
+    stdio: str | os.PathLike[str],
+    env: Mapping[str, str] | None,
+    cwd: str | os.PathLike[str] | None,
+    ladder: Mapping[str, float] | None,
+    priority: float,
+    cpu_quota: float | None,
+) -> None:
+    """Checks each for itself, for whoever spawns later; whether they go together is seen then.
+
+    Raises:
+        TypeError, ValueError: As `spawn` does.
+    """
+    if gil not in ("shared", "own", "auto"):
+        raise ValueError(f"gil must be 'shared', 'own' or 'auto', not {gil!r}")
+    for what, text in (("name", name), ("process", process)):
+        if text is not None:
+            _check_name(what, text)
+    _stdio(stdio)
+    for what, mapping in (("env", env), ("ladder", ladder)):
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise TypeError(f"{what} must be a mapping, not {type(mapping).__name__}")
+    for pair in (env or {}).items():
+        _variable(*pair)
+    for rung, seconds in (ladder or {}).items():
+        if not isinstance(rung, str):
+            raise TypeError(f"the rungs of a ladder are strings, not {type(rung).__name__}")
+        budget(f"the budget of {rung!r} in the ladder", seconds)
+    if cwd is not None:
+        fs_text(os.fspath(cwd))
+    if not 0.01 <= _number("priority", priority) <= 100.0:
+        raise ValueError(f"priority must be from 0.01 to 100, not {priority}")
+    if cpu_quota is not None and _number("cpu_quota", cpu_quota) <= 0.0:
+        raise ValueError(f"cpu_quota must be a part of one processor, above 0, not {cpu_quota}")
+
+
 def has_our_main(wall: str) -> bool:
     """Whether workers there are a copy of the calling interpreter, with its main module: not if that is a
     subinterpreter, whose forks are of the main one."""

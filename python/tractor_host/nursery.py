@@ -31,7 +31,7 @@ from tractor_host._calls import Datagram, Incomplete, Link, Message
 from tractor_host._child import is_async
 from tractor_host._errors import BootTimeout, RemoteError, WorkerError, WorkerKilled
 from tractor_host._parcel import Packed, unpack
-from tractor_host._spawn import has_our_main, resolve_backend, running_loop, spawn
+from tractor_host._spawn import check_options, has_our_main, resolve_backend, running_loop, spawn
 from tractor_host._target import call_of, main_module
 from tractor_host._worker import budget, death_of
 
@@ -99,7 +99,7 @@ def open_nursery(
         stdio: What actors write.
         env: The environment of process actors.
         cwd: Their working directory.
-        ladder: The rungs in the place of both time-outs.
+        ladder: The rungs in the place of both time-outs; `cancel_timeout` is for calls alone then.
         priority: The weight of each actor.
         cpu_quota: At most this part of a processor for each.
         cancel_timeout: Seconds that an actor has to end by itself, with all actors below it, when it is
@@ -170,6 +170,35 @@ class _Options:
         resolve_backend(self.backend)
         if self.runtime not in (None, "sync", "trio", "asyncio"):
             raise ValueError(f"runtime must be 'sync', 'trio', 'asyncio' or None, not {self.runtime!r}")
+        if self.name == "":
+            raise ValueError("name must not be empty")
+        check_options(
+            name=self.name,
+            gil=self.gil,
+            process=self.process,
+            stdio=self.stdio,
+            env=self.env,
+            cwd=self.cwd,
+            ladder=self.ladder,
+            priority=self.priority,
+            cpu_quota=self.cpu_quota,
+        )
+        if self.log_level is not None:
+            object.__setattr__(self, "log_level", _level(self.log_level))
+
+
+def _level(asked: int | str) -> int:
+    """A level of `logging`'s; one that has a name only here can be used there, too."""
+    import logging
+
+    if isinstance(asked, str):
+        level = logging.getLevelNamesMapping().get(asked)
+        if level is None:
+            raise ValueError(f"log_level must be a level of logging's, not {asked!r}")
+        return level
+    if isinstance(asked, bool) or not isinstance(asked, int):
+        raise TypeError(f"log_level must be an int or a str, not {type(asked).__name__}")
+    return int(asked)
 
 
 class Nursery:
@@ -742,6 +771,9 @@ class _Worker:
 
     def _spawn(self, theirs: socket.socket) -> Worker:
         options = self._options
+        budgets: dict[str, Any] = {"ladder": options.ladder}
+        if options.ladder is None:
+            budgets = {"cancel_timeout": options.cancel_timeout, "kill_timeout": options.kill_timeout}
         return spawn(
             _actor.serve_sync if self._runtime == "sync" else _actor.serve,
             theirs,
@@ -753,11 +785,9 @@ class _Worker:
             stdio=options.stdio,
             env=options.env,
             cwd=options.cwd,
-            cancel_timeout=options.cancel_timeout,
-            kill_timeout=options.kill_timeout,
-            ladder=options.ladder,
             priority=options.priority,
             cpu_quota=options.cpu_quota,
+            **budgets,
         )
 
     def _death(self, worker: Worker) -> WorkerError:
