@@ -42,12 +42,39 @@ def square(number: int) -> int:
     return number * number
 
 
-def stuck(name: str) -> int:
-    """Says where it is, and can't be interrupted."""
+def mark(name: str) -> None:
     path = FOLDER / name
     path.with_suffix(".new").write_text(str(os.getpid()))
     path.with_suffix(".new").rename(path)
+
+
+def stuck(name: str) -> int:
+    """Says where it is, and can't be interrupted."""
+    mark(name)
     return sum(range(10**12))
+
+
+def asleep(name: str) -> None:
+    """Says where it is, and can be interrupted."""
+    mark(name)
+    time.sleep(1000)
+
+
+def loop(name: str) -> None:
+    """The same, without a wait."""
+    mark(name)
+    while True:
+        pass
+
+
+def asleep_once(name: str) -> str:
+    if not (FOLDER / name).exists():
+        asleep(name)
+    return name
+
+
+def leave() -> None:
+    raise GeneratorExit("left")
 
 
 def stuck_once(name: str) -> str:
@@ -128,6 +155,20 @@ def failures(client: Client) -> Any:
     ]  # fmt: skip
 
 
+def interrupted(client: Client) -> Any:
+    """What a task that listens is told by the end of its time, and what is left with no `Exception`."""
+    found: list[Any] = []
+    for function in (asleep, loop):
+        with dask.annotate(task_timeout=0.5):
+            late = client.submit(function, function.__name__)
+        try:
+            late.result(timeout=30)
+        except tractor_host.TaskTimeout as error:
+            found += [late.status, error.exit.rung, is_gone(pid_of(function.__name__))]
+    found.append(error_of(client.submit(leave)))
+    return found
+
+
 def cancelled(client: Client) -> Any:
     """What nobody wants any more."""
     found = []
@@ -163,7 +204,7 @@ def knows(key: str, dask_scheduler: Any) -> bool:
 
 def removed(client: Client) -> Any:
     """The plugin goes while a task is carried out, and comes again."""
-    futures = [client.submit(stuck_once, name) for name in ("one", "two")]
+    futures = [client.submit(stuck_once, "one"), client.submit(asleep_once, "two")]
     pids = [pid_of("one"), pid_of("two")]
     client.unregister_worker_plugin("tractor_host")
     found: list[Any] = [[is_gone(pid) for pid in pids]]
@@ -212,7 +253,7 @@ def killed(client: Client) -> Any:
 
 def closed(client: Client) -> Any:
     """All is closed while tasks are carried out."""
-    futures = [client.submit(stuck, name) for name in ("one", "two")]
+    futures = [client.submit(stuck, "one"), client.submit(asleep, "two")]
     pids = [pid_of("one"), pid_of("two")]
     assert len(futures) == 2
     return pids
@@ -261,6 +302,8 @@ def main() -> None:
         return
     scenario: Callable[[Client], Any] = globals()[sys.argv[1]]
     options: dict[str, Any] = {"cancel_timeout": 0.1, "kill_timeout": 0.6, "stdio": "null"}
+    if scenario in (interrupted, removed, closed):
+        options["cancel_timeout"] = 2
     if scenario is failures:
         options["task_timeout"] = 1
     if len(sys.argv) == 3:

@@ -83,6 +83,11 @@ def test_a_failure_costs_no_worker_of_dask_s(tmp_path: Path) -> None:
     assert (is_gone, are_same, nine) == (True, True, 9)
 
 
+def test_a_task_that_listens_is_told_of_as_late_nonetheless(tmp_path: Path) -> None:
+    left = ["RuntimeError", "the task was left with GeneratorExit: left"]
+    assert run("interrupted", tmp_path) == [*2 * ["error", "cancel", True], left]
+
+
 def test_a_task_that_nobody_wants_is_ended(tmp_path: Path) -> None:
     found = run("cancelled", tmp_path)
     assert found == [True, True, True, True, "again-0", True, "again-1", True, "again-2", True]

@@ -198,10 +198,14 @@ class _Call:
 
     def __call__(self) -> ByValue:
         result = self._fn(*self._args, **self._kwargs)
-        is_failure = isinstance(result, dict) and result.get("op") == "task-erred"
-        if is_failure and not isinstance(result["actual_exception"], Reschedule):
-            # It is there in bytes, too, whatever it is; this one may be such that it can't be pickled.
-            result["actual_exception"] = RuntimeError(result["exception_text"])
+        if isinstance(result, dict) and result.get("op") == "task-erred":
+            error = result["actual_exception"]
+            if not isinstance(error, Exception):
+                # dask catches all of them, and no client of it gets over one. `Cancelled` ends the task.
+                raise error
+            if not isinstance(error, Reschedule):
+                # It is there in bytes, too, whatever it is; this one may be such that it can't be pickled.
+                result["actual_exception"] = RuntimeError(result["exception_text"])
         return ByValue(result, "a result")
 
 
