@@ -275,7 +275,7 @@ async def bare() -> Any:
     found: list[Any] = []
     offset = 1
     for name in ("default", "killable"):
-        pool = tractor_host.Executor(2, task_timeout=2, cancel_timeout=0.1, stdio="null")
+        pool = tractor_host.Executor(2, task_timeout=5, cancel_timeout=0.1, stdio="null")
         async with (
             Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler,
             Worker(scheduler.address, executor={name: pool}, nthreads=2) as worker,
