@@ -413,6 +413,44 @@ def test_fixtures_count_and_are_named(where: str, how: str, pytester: pytest.Pyt
     result.stdout.fnmatch_lines([f"*ERROR at {where} of test_it*"])
 
 
+@pytest.mark.parametrize(
+    "how", [STUCK["keeps-the-gil"], STUCK["swallows-all"].strip()], ids=["gil", "swallows"]
+)
+def test_a_late_test_whose_teardown_does_not_end_ends_the_session(
+    how: str, pytester: pytest.Pytester
+) -> None:
+    code = indent(
+        dedent(f"""
+        import time
+        yield
+        {indent(dedent(how), " " * 8).strip()}
+    """),
+        "    ",
+    )
+    suite(
+        pytester,
+        head=f"@pytest.fixture\ndef slow():{code}\n",
+        late="request.getfixturevalue('slow')\nimport time; time.sleep(1000)",
+        after="pass",
+    )
+    result = run(pytester, "--spawn-timeout=0.5", "--spawn-timeout-grace=1", "--junit-xml=report.xml")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(failed=1, errors=1)
+    assert cases(pytester.path / "report.xml") == {"test_late": "error"}  # the later of the two
+
+
+@pytest.mark.parametrize("args", [(), ("--spawn-isolate=module",)])
+def test_a_test_that_has_stopped_its_process_goes_on_when_its_time_is_over(
+    args: tuple[str, ...], pytester: pytest.Pytester
+) -> None:
+    stopped = "import signal, time\nos.kill(os.getpid(), signal.SIGSTOP)\ntime.sleep(1000)"
+    suite(pytester, stopped=stopped, after="pass")
+    result = run(pytester, "--spawn-timeout=0.5", "--spawn-timeout-grace=30", *args)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.assert_outcomes(failed=1, passed=1)
+    result.stdout.fnmatch_lines(["*Failed: time limit of 0.5 s exceeded", "*test_it.py:* in test_stopped"])
+
+
 def test_a_test_that_ends_late_by_itself_has_failed_all_the_same(pytester: pytest.Pytester) -> None:
     # The signal waits for the end of what is in C.
     suite(pytester, late="import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 3_000_000)", after="pass")

@@ -134,13 +134,15 @@ class Limit:
             return
         over = time.monotonic() >= self._deadline
         self._item = None
-        self._disarm()
         self._channel.tell("end", over)
         if over:
             self._channel.wait_for_leave()
+        self._disarm()
 
     def _arm(self, seconds: float) -> None:
-        self._number = _native.hang_arm(os.fsencode(self._terms.dump), seconds, self._channel.told)
+        # Its thread is also the one that leaves when that is told, so there is one as long as the test runs.
+        path = os.devnull if self._told else self._terms.dump
+        self._number = _native.hang_arm(os.fsencode(path), seconds, self._channel.told)
 
     def _disarm(self) -> None:
         number, self._number = self._number, None
@@ -238,10 +240,16 @@ class Limit:
     def pytest_runtest_makereport(
         self, item: pytest.Item
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        is_late = item is self._item and time.monotonic() >= self._deadline
+        if is_late:
+            self._channel.tell("late")
+            self._channel.wait_for_leave()
         report = yield
-        if item is self._item and not self._told and time.monotonic() >= self._deadline:
+        if is_late and not self._told:
             self._told = True
             self._disarm()  # which waits for a dump that has begun
+            with contextlib.suppress(OSError):
+                self._arm(0)
             if report.passed:
                 report.outcome = "failed"
                 report.longrepr = f"{exceeded(self._seconds)}, if not for long"

@@ -148,11 +148,12 @@ class Observed:
                 if message[0] == "begin":
                     self.test = Test(*message[1:])
                     self._due, self._dump = time.monotonic() + self.test.seconds, None
+                elif message[0] == "late":
+                    self._let_go_on()
                 elif message[0] == "end":
                     self.test = None
-                    if message[1]:  # it waits for leave to go on
-                        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                            relay.send(self._channel, "go on")
+                    if message[1]:
+                        self._let_go_on()
                 else:
                     return message
             left = self._act()
@@ -161,7 +162,12 @@ class Observed:
                 raise Gone
             if self._master in ready:
                 self._poll.unregister(self._master)
-                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+                self._send(signal.SIGKILL)
+
+    def _let_go_on(self) -> None:
+        """It waits for leave, so as not to report what is reported in its place."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            relay.send(self._channel, "go on")
 
     def _read(self) -> bool:
         """Takes in what is there. Whether there was anything."""
@@ -186,6 +192,8 @@ class Observed:
         if now < self._due:
             return self._due - now
         if self._dump is None:
+            if _is_stopped(self._pid):  # by itself, and can do nothing
+                self._send(signal.SIGCONT)
             text, whole = read_dump(self._terms.dump)
             if self.test.has_dump and not whole and now < self._due + _DUMP_TIME:
                 return 0.01
@@ -196,9 +204,13 @@ class Observed:
         if now >= self._signal:
             if not _catches_signal(self._pid):  # which would end it, with no report
                 raise Overdue(self.test, self._dump)
-            signal.pidfd_send_signal(self.pidfd, SIGNAL)
+            self._send(SIGNAL)
             self._signal = now + _AGAIN
         return min(self._signal, self._end) - now
+
+    def _send(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):  # it has ended, which is seen elsewhere
+            signal.pidfd_send_signal(self.pidfd, number)
 
 
 def _catches_signal(pid: int) -> bool:
@@ -208,6 +220,13 @@ def _catches_signal(pid: int) -> bool:
             if line.startswith("SigCgt:"):
                 return bool(int(line.split()[1], 16) >> (SIGNAL - 1) & 1)
     return True  # it has ended, which is seen elsewhere
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process stands still, by SIGSTOP or the like."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "T"
+    return False
 
 
 # -- the watcher of a session ----------------------------------------------------------------------------
@@ -310,6 +329,8 @@ class _Watcher:
             code = int(pytest.ExitCode.INTERNAL_ERROR)
         with contextlib.suppress(BrokenPipeError):
             os.write(self.teller, bytes([code]))
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.observed.pidfd, signal.SIGCONT)
         if not tree.ended(self.observed.pidfd, 5):
             signal.pidfd_send_signal(self.observed.pidfd, signal.SIGKILL)
 
