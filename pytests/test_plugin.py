@@ -512,6 +512,35 @@ def test_its_own_tree_is_ended_and_nobody_else_s(pytester: pytest.Pytester) -> N
     run(pytester, "--spawn-timeout=3", "--spawn-timeout-grace=30").assert_outcomes(passed=1, failed=1)
 
 
+def test_the_leak_check_s_own_waiting_does_not_count(pytester: pytest.Pytester) -> None:
+    threads = "import threading, time\nthreading.Thread(target=time.sleep, args=({},), daemon=True).start()"
+    suite(pytester, leaks=threads.format(1000), fine=threads.format(2), after="pass")
+    result = run(pytester, "--spawn-leaks", "--spawn-timeout=0.7", "--spawn-timeout-grace=0.5")
+    result.assert_outcomes(passed=3, errors=1)
+    assert "time limit" not in text_of(result)
+
+
+AGAIN = """
+from _pytest.runner import runtestprotocol
+
+def pytest_runtest_protocol(item, nextitem):
+    for _ in range(2):
+        reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    return True
+"""
+
+
+def test_a_test_that_is_run_once_more_has_its_limit_anew(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(AGAIN)
+    suite(pytester, late_once="kept.append(0)\nimport time\ntime.sleep(1000 if len(kept) == 1 else 0.5)")
+    result = run(pytester, "--spawn-timeout=0.8", "--spawn-timeout-grace=30")
+    result.assert_outcomes(passed=1)
+    suite(pytester, late_twice="kept.append(0)\nimport time\ntime.sleep(1000)")
+    run(pytester, "--spawn-timeout=0.8", "--spawn-timeout-grace=30").assert_outcomes(failed=1)
+
+
 def test_there_is_no_limit_in_a_debugger(pytester: pytest.Pytester) -> None:
     suite(
         pytester,

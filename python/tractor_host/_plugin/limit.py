@@ -84,6 +84,8 @@ class Limit:
         self._terms = terms
         self._limit_of = limit_of
         self._item: pytest.Item | None = None
+        #: The test that has ended, too late.
+        self._late: pytest.Item | None = None
         self._seconds = self._deadline = 0.0
         self._number: int | None = None
         self._phase: str | None = None
@@ -118,7 +120,7 @@ class Limit:
 
     def _begin(self, item: pytest.Item, seconds: float) -> None:
         self._was_there = _there()
-        self._failed_in, self._told = None, False
+        self._failed_in, self._told, self._late = None, False, None
         self._item, self._seconds, self._deadline = item, seconds, time.monotonic() + seconds
         try:
             self._arm(seconds)
@@ -133,7 +135,7 @@ class Limit:
         if self._item is None:
             return
         over = time.monotonic() >= self._deadline
-        self._item = None
+        self._item, self._late = None, self._item if over else None
         self._channel.tell("end", over)
         if over:
             self._channel.wait_for_leave()
@@ -218,7 +220,10 @@ class Limit:
         return result
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_setup(self) -> Generator[None, object, object]:
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        seconds = self._limit_of(item)
+        if item is not self._item and seconds is not None and self._channel.is_ours:
+            self._begin(item, seconds)  # it is run once more
         return (yield from self._in("setup"))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -227,7 +232,10 @@ class Limit:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self) -> Generator[None, object, object]:
-        return (yield from self._in("teardown"))
+        try:
+            return (yield from self._in("teardown"))
+        finally:
+            self._end()
 
     def _in(self, phase: Any) -> Generator[None, object, object]:
         self._phase = phase
@@ -245,11 +253,12 @@ class Limit:
             self._channel.tell("late")
             self._channel.wait_for_leave()
         report = yield
-        if is_late and not self._told:
+        if (is_late or item is self._late) and not self._told:
             self._told = True
-            self._disarm()  # which waits for a dump that has begun
-            with contextlib.suppress(OSError):
-                self._arm(0)
+            if is_late:
+                self._disarm()  # which waits for a dump that has begun
+                with contextlib.suppress(OSError):
+                    self._arm(0)
             if report.passed:
                 report.outcome = "failed"
                 report.longrepr = f"{exceeded(self._seconds)}, if not for long"
