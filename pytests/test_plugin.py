@@ -699,6 +699,39 @@ def test_workers_of_an_isolated_test(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["the process of this test was ended by SIGKILL"])
 
 
+def test_a_conftest_that_spawns_is_in_the_way_of_no_group(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("import tractor_host as th\nth.preload(['json'])\nth.spawn('os:getpid').result()")
+    suite(
+        pytester,
+        fine="pass",
+        leaks="kept.append(open('/dev/null'))",
+        late="while True: pass",
+        spawns="with pytest.raises(RuntimeError, match='spawn from there'): th.spawn('os:getpid')",
+    )
+    result = run(pytester, "--spawn-isolate=module", "--spawn-leaks", "--spawn-timeout=2", "--capture=sys")
+    result.assert_outcomes(passed=3, failed=1, errors=1)
+    result.stdout.fnmatch_lines(["*- tractor-host dump -*", "*test_it.py:* in test_late"])
+    result.stdout.fnmatch_lines(["left behind: fd *made at test_it.py:* in test_leaks"])
+
+
+def test_a_second_session_of_a_process_has_groups_too(pytester: pytest.Pytester) -> None:
+    suite(pytester, it="if len(os.environ['LATE']) == 2: import time; time.sleep(1000)")
+    pytester.makepyfile(
+        twice="""
+        import os, sys, pytest
+        os.environ["LATE"] = "1"
+        assert pytest.main([*sys.argv[1:], "--spawn-timeout=20"]) == 0
+        assert pytest.main([*sys.argv[1:], "--spawn-timeout=20", "--spawn-isolate=test"]) == 0
+        os.environ["LATE"] = "12"
+        sys.exit(pytest.main([*sys.argv[1:], "--spawn-timeout=0.5", "--spawn-isolate=test"]))
+        """
+    )
+    done = pytester.run(sys.executable, "twice.py", *PLAIN, "test_it.py", timeout=LIMIT)
+    assert done.ret == pytest.ExitCode.TESTS_FAILED
+    done.assert_outcomes(failed=1)
+    done.stdout.fnmatch_lines(["*Failed: time limit of 0.5 s exceeded"])
+
+
 # -- leaks -----------------------------------------------------------------------------------------------
 
 #: What is left behind, by code, and how that is told.

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
-from tractor_host import _native
+from tractor_host import _native, _own
 from tractor_host._worker import budget
 
 __all__ = ["Resources", "dump_on_hang", "resource_delta_fixture", "resources", "track_resource_deltas"]
@@ -94,7 +94,7 @@ def resources() -> Resources:
     """What this process owns just now."""
     import _interpreters
 
-    stays = _native.fork_server_owns()
+    stays = _own.of_fork_server()
     found = _native.resources()
     fds = {}
     for fd in found["fds"]:
@@ -110,7 +110,7 @@ def resources() -> Resources:
         children=tuple(pid for pid in found["children"] if pid not in stays["processes"]),
         shm=tuple(sorted(os.listdir("/dev/shm"))) if os.path.isdir("/dev/shm") else (),
         memory=memory,
-        workers=tuple(info["name"] for info in _native.workers()),
+        workers=tuple(info["name"] for info in _own.workers()),
         rss=found["resident"],
     )
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 
 import pytest
 
-from tractor_host import _native, devx
+from tractor_host import _own, devx
 from tractor_host._plugin import tree
 from tractor_host._plugin.sites import Sites
 from tractor_host._plugin.watch import VARIABLE
@@ -201,7 +201,7 @@ class Leaks:
             new = {thing: sort for thing, sort in new.items() if thing[0] not in _HELD_BY_FRAMES}
         if workers := [key for kind, key in new if kind == "workers"]:
             # A worker's process, thread, interpreter and descriptors are told by its name.
-            pids = {info["pid"] for info in _native.workers() if info["id"] in workers}
+            pids = {info["pid"] for info in _own.workers() if info["id"] in workers}
             new = {
                 thing: sort
                 for thing, sort in new.items()
@@ -260,7 +260,7 @@ class Leaks:
                 found["processes", pid] = ""
         for number in now.interpreters:
             found["interpreters", number] = ""
-        for info in _native.workers():
+        for info in _own.workers():
             found["workers", info["id"]] = ""
         for path, kind in self._sites.files_left():
             if path not in their_files:
@@ -332,7 +332,7 @@ def _describe(thing: Thing) -> str:
     """A thing in words; empty if it is gone."""
     kind, key = thing
     if kind == "workers":
-        for info in _native.workers():
+        for info in _own.workers():
             if info["id"] == key:
                 pid = "" if info["pid"] is None else f", pid {info['pid']}"
                 return f"worker `{info['name']}` ({info['backend']}{pid})"

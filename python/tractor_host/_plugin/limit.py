@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tractor_host import _native
+from tractor_host import _native, _own
 from tractor_host._plugin import relay, tree
 from tractor_host._plugin.watch import SIGNAL, Terms, dump_section, exceeded, read_dump
 
@@ -144,7 +144,8 @@ class Limit:
     def _arm(self, seconds: float) -> None:
         # Its thread is also the one that leaves when that is told, so there is one as long as the test runs.
         path = os.devnull if self._told else self._terms.dump
-        self._number = _native.hang_arm(os.fsencode(path), seconds, self._channel.told)
+        with contextlib.suppress(RuntimeError):  # in a fork of a process that has such a timer
+            self._number = _native.hang_arm(os.fsencode(path), seconds, self._channel.told)
 
     def _disarm(self) -> None:
         number, self._number = self._number, None
@@ -197,12 +198,12 @@ class Limit:
     def _end_tree(self) -> None:
         """Ends what the test has started: its workers by their ladders, other processes at once."""
         workers, processes = self._was_there
-        now = _native.workers()
+        now = _own.workers()
         mine = [info["id"] for info in now if info["id"] not in workers]
         for worker in mine:
             _native.kill(worker)
         pids = {info["pid"] for info in now}
-        tree.end_below(but={*processes, *pids, *_native.fork_server_owns()["processes"]})
+        tree.end_below(but={*processes, *pids, *_own.of_fork_server()["processes"]})
         deadline = time.monotonic() + self._terms.grace / 2
         for worker in mine:
             with contextlib.suppress(LookupError):  # it has ended, and nobody has a handle
@@ -268,7 +269,7 @@ class Limit:
 
 def _there() -> tuple[set[int], set[int]]:
     """The workers and the child processes that there are."""
-    return {info["id"] for info in _native.workers()}, set(tree.children())
+    return {info["id"] for info in _own.workers()}, set(tree.children())
 
 
 def _count_threads() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tractor_host import _native
+from tractor_host import _native, _own
 
 
 class Output:
@@ -44,7 +44,7 @@ class Output:
         self._read += len(text)
         if text:
             item.add_report_section(call.when, "workers", text.decode(errors="replace"))
-        if self._read and not _native.workers():  # nobody writes
+        if self._read and not _own.workers():  # nobody writes
             os.truncate(self._path, 0)
             self._read = 0
         return (yield)
