@@ -367,6 +367,46 @@ def test_what_nothing_ends_ends_the_session_with_its_report_written(
     assert cases(pytester.path / "report.xml") == {"test_before": "passed", "test_stuck": "failure"}
 
 
+def test_trio_survives_a_limit_that_is_over_while_its_loop_runs(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import threading, anyio, pytest, trio
+
+        def test_idle(): trio.run(trio.sleep_forever)
+        def test_uninterruptible(): trio.run(trio.to_thread.run_sync, threading.Event().wait)
+        def test_run(): trio.run(trio.sleep, 0)
+
+        @pytest.fixture
+        def anyio_backend(): return "trio"
+
+        @pytest.mark.trio
+        async def test_nursery():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                try: await trio.sleep_forever()
+                finally: print("cleaned up")
+
+        @pytest.mark.trio
+        async def test_busy():
+            while True: pass
+
+        @pytest.mark.trio
+        async def test_trio(): await trio.sleep(0)
+
+        @pytest.mark.anyio
+        async def test_guest(): await anyio.sleep_forever()
+
+        @pytest.mark.anyio
+        async def test_anyio(): await anyio.sleep(0)
+        """
+    )
+    result = run(pytester, "-W", "error", "--spawn-timeout=0.5", "--spawn-timeout-grace=2", "-v")
+    result.assert_outcomes(failed=5, passed=3)
+    assert text_of(result).count("cleaned up\n") == 1
+    for name in ("run", "trio", "anyio"):
+        result.stdout.fnmatch_lines([f"*::test_{name} PASSED*"])
+
+
 def test_a_limit_holds_where_no_handler_can_be_installed(pytester: pytest.Pytester) -> None:
     suite(pytester, before="pass", stuck="while True: pass", after="pass")
     pytester.makepyfile(

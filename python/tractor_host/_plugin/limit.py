@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tractor_host import _native, _own
-from tractor_host._plugin import relay, tree
+from tractor_host._plugin import in_trio, relay, tree
 from tractor_host._plugin.watch import SIGNAL, Terms, dump_section, exceeded, read_dump
 
 #: Seconds that one who takes a test's report over has for that.
@@ -92,6 +92,8 @@ class Limit:
         self._failed_in: str | None = None
         self._told = False
         self._was_there: tuple[set[int], set[int]] = (set(), set())
+        #: The loops of trio's that the exception has left.
+        self._left: list[Any] = []
         self._handler: Any = None
         self._is_aside = False
         self._is_ending = False
@@ -193,7 +195,12 @@ class Limit:
         if (
             self._failed_in == self._phase and not self._is_ending
         ):  # what comes after it has its chance to clean up
-            pytest.fail(exceeded(self._seconds) + problem)
+            failure = pytest.fail.Exception(exceeded(self._seconds) + problem)
+            time_left = self._deadline + self._terms.grace / 2 - time.monotonic()
+            if time_left > 0 and in_trio.deliver(frame, failure):
+                return
+            self._left = in_trio.loops(frame)
+            raise failure
 
     def _end_tree(self) -> None:
         """Ends what the test has started: its workers by their ladders, other processes at once."""
@@ -244,6 +251,7 @@ class Limit:
             return (yield)
         finally:
             self._phase = None
+            in_trio.abandon(self._left)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(

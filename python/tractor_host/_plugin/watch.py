@@ -205,7 +205,7 @@ class Observed:
             if not _catches_signal(self._pid):  # which would end it, with no report
                 raise Overdue(self.test, self._dump)
             self._send(SIGNAL)
-            self._signal = now + _AGAIN
+            self._signal = now + min(_AGAIN, self._terms.grace / 5)
         return min(self._signal, self._end) - now
 
     def _send(self, number: int) -> None:
