@@ -865,6 +865,18 @@ def test_what_is_no_leak(pytester: pytest.Pytester) -> None:
     run(pytester, "--spawn-leaks").assert_outcomes(passed=7, failed=1)
 
 
+def test_a_test_may_clear_the_environment(pytester: pytest.Pytester) -> None:
+    orphan = """
+        import subprocess
+        code = "import subprocess; subprocess.Popen(['sleep', '1000'], start_new_session=True)"
+        subprocess.run([os.sys.executable, "-c", code], env=kept[0])
+    """
+    suite(pytester, clears="kept.append(dict(os.environ))\nos.environ.clear()", leaks=orphan)
+    result = run(pytester, "--spawn-leaks", "--spawn-timeout=30")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["left behind: process *sleep 1000*"])
+
+
 def test_what_may_be_left_behind(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

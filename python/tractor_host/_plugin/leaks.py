@@ -92,6 +92,8 @@ class Leaks:
     def __init__(self, allowed: list[Allowed]) -> None:
         self._allowed = allowed
         self._pid = os.getpid()
+        #: What whoever is started by a test has in its environment.
+        self._mark = f"{VARIABLE}={os.environ.get(VARIABLE)}".encode()
         self._sites = Sites()
         self._sites.before_spawn = self._warm_up
         self._warm: set[str] = set()
@@ -278,14 +280,13 @@ class Leaks:
     def _orphans(self) -> list[int]:
         """The processes that this run has started and that are below nobody of it any more."""
         new = set(os.listdir("/proc")) - self._old_pids
-        mark = f"{VARIABLE}={os.environ.get(VARIABLE)}".encode()
         found = []
         for name in new:
             if not name.isdecimal():
                 continue
             with contextlib.suppress(OSError):
                 with open(f"/proc/{name}/environ", "rb") as file:
-                    marked = mark in file.read().split(b"\0")
+                    marked = self._mark in file.read().split(b"\0")
                 if marked and not _is_below(int(name)):
                     found.append(int(name))
         return found

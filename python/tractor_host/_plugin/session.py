@@ -101,7 +101,7 @@ class Parts:
 
 def _restore(value: str | None) -> None:
     if value is None:
-        del os.environ[VARIABLE]
+        os.environ.pop(VARIABLE, None)
     else:
         os.environ[VARIABLE] = value
 
