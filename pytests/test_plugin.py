@@ -865,6 +865,20 @@ def test_what_is_no_leak(pytester: pytest.Pytester) -> None:
     run(pytester, "--spawn-leaks").assert_outcomes(passed=7, failed=1)
 
 
+def test_a_leak_is_told_from_a_directory_that_is_gone(pytester: pytest.Pytester) -> None:
+    leaks = """
+        os.mkdir("gone")
+        os.chdir("gone")
+        os.rmdir("../gone")
+        with pytest.raises(FileNotFoundError): open("relative", "w")
+        kept.append(open("/dev/null"))
+    """
+    suite(pytester, head="HERE = os.getcwd()\n", leaks=leaks, back="os.chdir(HERE)")
+    result = run(pytester, "--spawn-leaks")
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["left behind: fd *(/dev/null), made at test_it.py:* in test_leaks"])
+
+
 def test_a_test_may_clear_the_environment(pytester: pytest.Pytester) -> None:
     orphan = """
         import subprocess

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Generator, Iterable
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -89,12 +90,12 @@ class Allowed:
 class Leaks:
     """As a plugin: fails each test that leaves something behind."""
 
-    def __init__(self, allowed: list[Allowed]) -> None:
+    def __init__(self, allowed: list[Allowed], root: Path) -> None:
         self._allowed = allowed
         self._pid = os.getpid()
         #: What whoever is started by a test has in its environment.
         self._mark = f"{VARIABLE}={os.environ.get(VARIABLE)}".encode()
-        self._sites = Sites()
+        self._sites = Sites(str(root))
         self._sites.before_spawn = self._warm_up
         self._warm: set[str] = set()
         #: What there was when the test began, and what is not the test's.

@@ -90,7 +90,7 @@ class Parts:
             self._undo.callback(limit.close)
             self._register(limit)
         if self._settings.leaks:
-            leaks = Leaks(self._allowed)
+            leaks = Leaks(self._allowed, self._config.rootpath)
             self._undo.callback(leaks.close)
             self._register(leaks)
 

@@ -37,9 +37,10 @@ _DEEPEST: Final = 60
 
 
 class Sites:
-    """A record of where things were made, since it was cleared."""
+    """A record of where things were made, since it was cleared. Paths are told as seen from `root`."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: str) -> None:
+        self._root = root
         self.made: dict[tuple[str, object], list[Frame]] = {}
         self.sockets: list[tuple[weakref.ref[Any], list[Frame]]] = []
         self.threads: list[tuple[weakref.ref[Any], list[Frame]]] = []
@@ -61,35 +62,44 @@ class Sites:
 
     def of(self, kind: str, key: object) -> str:
         """Where a thing was made, in words; empty if that is not known."""
-        return show(self.made.get((kind, key), []))
+        return self._show(self.made.get((kind, key), []))
 
     def of_fd(self, fd: int, target: str) -> str:
         """Where a descriptor was made, by its number, or by the file that it is of."""
         if frames := self.made.get(("fds", fd)):
-            return show(frames)
+            return self._show(frames)
         for reference, frames in self.sockets:
             with contextlib.suppress(OSError, AttributeError):
                 if (found := reference()) is not None and found.fileno() == fd:
-                    return show(frames)
+                    return self._show(frames)
         for path, frames in self.opened.items():
-            if path == target or os.path.realpath(path) == target:
-                return show(frames)
+            with contextlib.suppress(OSError):  # a path that is seen from a directory that is gone
+                if path == target or os.path.realpath(path) == target:
+                    return self._show(frames)
         return ""
 
     def of_thread(self, native_id: int) -> str:
         """Where a thread was started."""
         for reference, frames in self.threads:
             if (found := reference()) is not None and found.native_id == native_id:
-                return show(frames)
+                return self._show(frames)
         return ""
 
     def of_file(self, path: str) -> str:
         """Where a file was made."""
-        return show(self.files[path][1]) if path in self.files else ""
+        return self._show(self.files[path][1]) if path in self.files else ""
 
     def files_left(self) -> list[tuple[str, str]]:
         """The files that were made and are still there, each with its kind."""
         return [(path, kind) for path, (kind, _) in list(self.files.items()) if os.path.lexists(path)]
+
+    def _show(self, frames: list[Frame]) -> str:
+        """The innermost of them that are neither ours nor the standard library's, as text."""
+        told = [f for f in frames if not f[0].startswith((_HERE, *_STDLIB)) or "site-packages" in f[0]]
+        return " < ".join(
+            f"{os.path.relpath(path, self._root) if os.path.isabs(path) else path}:{line} in {name}"
+            for path, line, name in (told or frames)[:3]
+        )
 
     # -- what is noted -----------------------------------------------------------------------------------
 
@@ -166,7 +176,8 @@ class Sites:
             self._file(os.fsdecode(args[1]), frames_here())
 
     def _file(self, path: str, frames: list[Frame]) -> None:
-        path = os.path.abspath(path)
+        with contextlib.suppress(FileNotFoundError):  # the directory is gone, and it can't be made either
+            path = os.path.abspath(path)
         kind = self.folders.get(os.path.dirname(path))
         if kind is not None and path not in self.files and not os.path.lexists(path):
             self.files[path] = (kind, frames)
@@ -211,11 +222,3 @@ def frames_here() -> list[Frame]:
 
 
 _HERE: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-
-def show(frames: list[Frame]) -> str:
-    """The innermost of them that are neither ours nor the standard library's, as text."""
-    told = [f for f in frames if not f[0].startswith((_HERE, *_STDLIB)) or "site-packages" in f[0]]
-    return " < ".join(
-        f"{os.path.relpath(path)}:{line} in {name}" for path, line, name in (told or frames)[:3]
-    )
