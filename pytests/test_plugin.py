@@ -865,6 +865,25 @@ def test_what_is_no_leak(pytester: pytest.Pytester) -> None:
     run(pytester, "--spawn-leaks").assert_outcomes(passed=7, failed=1)
 
 
+@pytest.mark.parametrize("args", [("--basetemp=tmp/base",), ()])
+def test_pytest_s_own_folder_is_no_leak_and_that_of_all_groups(
+    args: tuple[str, ...], pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite(pytester, first="request.getfixturevalue('tmp_path')", second="request.getfixturevalue('tmp_path')")
+    (pytester.path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(pytester.path / "tmp"))
+    monkeypatch.delenv("PYTEST_DEBUG_TEMPROOT", raising=False)
+    for isolate in ((), ("--spawn-isolate=test",)):
+        command = (sys.executable, "-m", "pytest", *PLAIN, "--spawn-leaks", *isolate, *args)
+        result = pytester.run(*command, "-o", "tmp_path_retention_policy=all", timeout=LIMIT)
+        result.assert_outcomes(passed=2)
+    bases = [
+        *(pytester.path / "tmp").glob("pytest-of-*/pytest-[0-9]*"),
+        *(pytester.path / "tmp").glob("base"),
+    ]
+    assert [len([*base.glob("test_*[0-9]")]) for base in bases] == [2] * (1 if args else 2)
+
+
 def test_a_leak_is_told_from_a_directory_that_is_gone(pytester: pytest.Pytester) -> None:
     leaks = """
         os.mkdir("gone")

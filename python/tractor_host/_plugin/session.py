@@ -62,6 +62,10 @@ class Parts:
         os.environ[VARIABLE] = f"{os.getpid()}-{os.path.basename(folder)}"
 
         channel, isolate = None, self._settings.isolate
+        if self._settings.leaks or isolate is not None:
+            # pytest makes it for the first test that wants it: here it is no test's, and that of all groups.
+            with contextlib.suppress(AttributeError, OSError):
+                self._config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
         if self._limit_of is not None or isolate is not None:
             # pytest-xdist reports by itself that one of its workers is gone.
             reports = isolate is None and not hasattr(self._config, "workerinput")

@@ -95,7 +95,8 @@ class Sites:
 
     def _show(self, frames: list[Frame]) -> str:
         """The innermost of them that are neither ours nor the standard library's, as text."""
-        told = [f for f in frames if not f[0].startswith((_HERE, *_STDLIB)) or "site-packages" in f[0]]
+        frames = [frame for frame in frames if not frame[0].startswith(_HERE)]
+        told = [f for f in frames if not f[0].startswith(_STDLIB) or "site-packages" in f[0]]
         return " < ".join(
             f"{os.path.relpath(path, self._root) if os.path.isabs(path) else path}:{line} in {name}"
             for path, line, name in (told or frames)[:3]
