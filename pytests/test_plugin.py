@@ -772,6 +772,25 @@ def test_a_second_session_of_a_process_has_groups_too(pytester: pytest.Pytester)
     done.stdout.fnmatch_lines(["*Failed: time limit of 0.5 s exceeded"])
 
 
+@pytest.mark.parametrize("more", [(), ("-x",)])
+def test_coverage_has_what_groups_have_run(more: tuple[str, ...], pytester: pytest.Pytester) -> None:
+    pytest.importorskip("coverage")
+    pytester.makepyfile(measured="def f(first):\n    if first:\n        return 1\n    return 2\n")
+    suite(
+        pytester,
+        head="import measured\n",
+        first="assert measured.f(True)",
+        second="assert not measured.f(False) == 2",
+        third="pass",
+    )
+    measured = ("-m", "coverage", "run", "--include=measured.py", "-m", "pytest")
+    args = ("-p", "no:faulthandler", "--spawn-isolate=module", *more)
+    result = pytester.run(sys.executable, *measured, *PLAIN, *args, timeout=LIMIT)
+    result.assert_outcomes(passed=1 if more else 2, failed=1)
+    told = pytester.run(sys.executable, "-m", "coverage", "report", timeout=LIMIT)
+    told.stdout.fnmatch_lines(["measured.py * 100%"])
+
+
 # -- leaks -----------------------------------------------------------------------------------------------
 
 #: What is left behind, by code, and how that is told.

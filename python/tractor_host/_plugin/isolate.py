@@ -21,7 +21,7 @@ from typing import Any, Final, NoReturn
 import pytest
 from _pytest.runner import runtestprotocol
 
-from tractor_host._plugin import relay, tree
+from tractor_host._plugin import covered, relay, tree
 from tractor_host._plugin.limit import Channel
 from tractor_host._plugin.watch import Gone, Observed, Overdue, Terms, Test, captured, overdue_report
 
@@ -83,7 +83,7 @@ class Isolation:
         if self._runner.is_gone:
             self._runner = None
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-        if last:
+        if last or self._session.shouldfail or self._session.shouldstop:
             self.finish()
         return True
 
@@ -97,6 +97,7 @@ class Isolation:
         runner, self._runner = self._runner, None
         if runner is not None and self._child is None:
             runner.finish()
+            covered.collect(self._terms.folder)
 
     def _group_of(self, item: pytest.Item) -> object:
         # A function of no class has its module for one, and what is no function its file.
@@ -120,6 +121,7 @@ class Isolation:
             if os.getppid() != parent:
                 os._exit(3)
             self._child = _Child(self._session, theirs)
+            covered.begin(self._terms.folder)
             self._equip(self._child.channel)
             self._child.serve()
         except BaseException:
@@ -248,6 +250,7 @@ class _Child:
                 self._session._setupstate.teardown_exact(None)
         if (spawning := sys.modules.get("tractor_host._spawn")) is not None:
             spawning.shut_down()
+        covered.save()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
