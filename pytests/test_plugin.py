@@ -772,6 +772,25 @@ def test_a_second_session_of_a_process_has_groups_too(pytester: pytest.Pytester)
     done.stdout.fnmatch_lines(["*Failed: time limit of 0.5 s exceeded"])
 
 
+def test_isolated_tests_are_not_run_once_more_which_is_told(pytester: pytest.Pytester) -> None:
+    # As pytest-rerunfailures does.
+    pytester.makeconftest(
+        """
+        def pytest_addoption(parser): parser.addoption("--reruns", type=int)
+
+        def pytest_configure(config): config.pluginmanager.register(object(), "rerunfailures")
+        """
+    )
+    suite(pytester, it="pass")
+    run(pytester, "--spawn-isolate=module").assert_outcomes(passed=1)
+    result = run(pytester, "--spawn-isolate=module", "--reruns=2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--spawn-isolate can't run a test once more" in text_of(result)
+    suite(pytester, head="pytestmark = pytest.mark.flaky(reruns=1)\n", it="pass")
+    assert run(pytester, "--spawn-isolate=module").ret == pytest.ExitCode.USAGE_ERROR
+    run(pytester, "--spawn-timeout=20", "--reruns=2").assert_outcomes(passed=1)
+
+
 @pytest.mark.parametrize("more", [(), ("-x",)])
 def test_coverage_has_what_groups_have_run(more: tuple[str, ...], pytester: pytest.Pytester) -> None:
     pytest.importorskip("coverage")

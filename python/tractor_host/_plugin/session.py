@@ -77,6 +77,7 @@ class Parts:
         if isolate is None:
             self._equip(channel)
         else:
+            _refuse_reruns(self._session)
             from tractor_host._plugin.isolate import Isolation
 
             isolation = Isolation(self._session, isolate, self._terms, self._equip)
@@ -101,6 +102,16 @@ class Parts:
     def _register(self, plugin: object) -> None:
         self._config.pluginmanager.register(plugin)
         self._undo.callback(self._config.pluginmanager.unregister, plugin)
+
+
+def _refuse_reruns(session: pytest.Session) -> None:
+    """pytest-rerunfailures runs a test's protocol itself, which is not what a group's process does."""
+    config = session.config
+    asked = getattr(config.option, "reruns", None) or any(
+        item.get_closest_marker("flaky") for item in session.items
+    )
+    if config.pluginmanager.hasplugin("rerunfailures") and asked:
+        raise pytest.UsageError("--spawn-isolate can't run a test once more: pytest-rerunfailures is in use")
 
 
 def _restore(value: str | None) -> None:
