@@ -893,14 +893,19 @@ def test_what_is_no_leak(pytester: pytest.Pytester) -> None:
             with multiprocessing.get_context("forkserver").Pool(1) as pool:
                 assert pool.map(abs, [-1]) == [1]
             pool.join()
+            multiprocessing.Value("i", 3)
         """,
+        numpy="import numpy",
+        loky="import joblib; assert joblib.Parallel(2)(joblib.delayed(abs)(i) for i in [-1, -2]) == [1, 2]",
         trio_threads="import trio; trio.run(trio.to_thread.run_sync, print)",
         asyncio_threads="import asyncio; asyncio.run(asyncio.to_thread(print))",
         files="(request.getfixturevalue('tmp_path') / 'x').write_text('')\nopen(__file__).close()",
         replaced="os.close(kept[0]) if kept else None; kept[:] = []",
         failed="file = open(__file__); assert 0",
+        xfails="file = open(__file__); pytest.xfail()",
+        skips="file = open(__file__); pytest.skip()",
     )
-    run(pytester, "--spawn-leaks").assert_outcomes(passed=7, failed=1)
+    run(pytester, "--spawn-leaks").assert_outcomes(passed=9, failed=1, xfailed=1, skipped=1)
 
 
 @pytest.mark.parametrize("args", [("--basetemp=tmp/base",), ()])

@@ -44,9 +44,11 @@ _OURS: Final = re.compile(
 )
 #: Threads that wait for work, and end by themselves after a while without any.
 _CACHED: Final = re.compile(r"Trio thread \d+")
+#: Where what loky's (and joblib's) reusable executor is made of is made; that stays for the whole program.
+_BY_LOKY: Final = re.compile(r"/loky/|/joblib/_memmapping_reducer\.py")
 #: Of these it counts how many there are of a sort: one that takes the place of another is none more.
 _COUNTED: Final = frozenset(("fds", "sockets", "threads", "interpreters"))
-#: What the frames of a failed test may still refer to.
+#: What the frames of an exception may still refer to.
 _HELD_BY_FRAMES: Final = frozenset(("fds", "sockets"))
 
 #: A thing: its kind, and its number or name.
@@ -104,7 +106,7 @@ class Leaks:
         #: What fixtures of a wider scope have made, with the words for it; and of those that have ended.
         self._owned: dict[object, dict[Thing, str]] = {}
         self._disowned: dict[Thing, str] = {}
-        self._has_failed = False
+        self._has_raised = False
         self._processes: dict[int, str] = {}
         self._sites.install()
 
@@ -125,15 +127,17 @@ class Leaks:
             return (yield)
         self._sites.clear()
         self._disowned.clear()
-        self._has_failed = False
+        self._has_raised = False
         self._old_pids = set(os.listdir("/proc"))
         self._before = self._look()
         return (yield)
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    def pytest_runtest_makereport(
+        self, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
-        self._has_failed |= report.failed
+        self._has_raised |= call.excinfo is not None  # also where that is expected, or skips it
         return report
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -200,7 +204,7 @@ class Leaks:
 
     def _left(self, allowed: list[Allowed]) -> dict[Thing, str]:
         new = self._new(self._before, self._look())
-        if self._has_failed:
+        if self._has_raised:
             new = {thing: sort for thing, sort in new.items() if thing[0] not in _HELD_BY_FRAMES}
         if workers := [key for kind, key in new if kind == "workers"]:
             # A worker's process, thread, interpreter and descriptors are told by its name.
@@ -216,6 +220,8 @@ class Leaks:
             text = _describe(thing)
             if text and not any(one.has(thing, text) for one in allowed):
                 made = self._disowned.get(thing) or self._where(thing)
+                if _BY_LOKY.search(made) and _has_reusable_executor():
+                    continue
                 texts[thing] = f"{text}, made {made.strip()}" if made else text
         return texts
 
@@ -254,7 +260,7 @@ class Leaks:
         now = devx.resources()
         their_fds, their_pids, their_files = _of_multiprocessing()
         for fd, target in now.fds.items():
-            if fd not in their_fds:
+            if fd not in their_fds and target not in their_files:
                 # Those are numbered.
                 sort = re.sub(r"^(socket|pipe):.*", r"\1", target)
                 found["sockets" if sort == "socket" else "fds", fd] = sort
@@ -269,6 +275,8 @@ class Leaks:
             if path not in their_files:
                 found[kind, path] = ""
         for task in os.listdir("/proc/self/task"):
+            if int(task) in self._sites.of_imports:
+                continue
             with (
                 contextlib.suppress(OSError),
                 open(f"/proc/self/task/{task}/comm") as file,
@@ -325,9 +333,19 @@ def _of_multiprocessing() -> tuple[set[Any], set[Any], set[Any]]:
     if (module := sys.modules.get("multiprocessing.forkserver")) is not None:
         fds.add(module._forkserver._forkserver_alive_fd)
         pids.add(module._forkserver._forkserver_pid)
+    if (module := sys.modules.get("multiprocessing.heap")) is not None:
+        # Its memory has a descriptor of that file, too.
+        arenas = [f"/proc/self/fd/{arena.fd}" for arena in module.BufferWrapper._heap._arenas]
+        files |= {os.readlink(arena) for arena in arenas if os.path.lexists(arena)}
     if (module := sys.modules.get("multiprocessing.process")) is not None:
         files.add(module.current_process()._config.get("tempdir"))
     return fds, pids, files
+
+
+def _has_reusable_executor() -> bool:
+    """Whether loky has one, or joblib's copy of it."""
+    names = ("loky.reusable_executor", "joblib.externals.loky.reusable_executor")
+    return any(getattr(sys.modules.get(name), "_executor", None) is not None for name in names)
 
 
 def _describe(thing: Thing) -> str:

@@ -5,12 +5,14 @@ Most are told by Python's audit events. What has none is made by functions that 
 
 from __future__ import annotations
 
+import _imp
 import contextlib
 import functools
 import os
 import sys
 import sysconfig
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable
 from types import FrameType
@@ -48,6 +50,8 @@ class Sites:
         #: Paths of files that were made directly below these folders, by what they are.
         self.files: dict[str, tuple[str, list[Frame]]] = {}
         self.folders = {tempfile.gettempdir(): "temp files", "/dev/shm": "shm"}
+        #: The threads that modules in C have started while they were imported, for all of the program.
+        self.of_imports: set[int] = set()
         #: Called before a worker is spawned, with its backend.
         self.before_spawn: Callable[[str], None] = lambda backend: None
         self._undo: list[tuple[Any, str, Any]] = []
@@ -116,6 +120,10 @@ class Sites:
             function = getattr(owner, name)
             self._undo.append((owner, name, function))
             setattr(owner, name, self._wrapped(function, kind))
+        for name in ("create_dynamic", "exec_dynamic"):
+            function = getattr(_imp, name)
+            self._undo.append((_imp, name, function))
+            setattr(_imp, name, self._importing(function))
         self._undo.append((None, "", _active))
         _active = self
 
@@ -154,6 +162,18 @@ class Sites:
 
         return make
 
+    def _importing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def load(*args: Any) -> Any:
+            before = _tasks()
+            try:
+                return function(*args)
+            finally:
+                python = {thread.native_id for thread in threading.enumerate()}
+                self.of_imports |= _tasks() - before - python
+
+        return load
+
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """Takes an event."""
         if event == "open":
@@ -182,6 +202,10 @@ class Sites:
         kind = self.folders.get(os.path.dirname(path))
         if kind is not None and path not in self.files and not os.path.lexists(path):
             self.files[path] = (kind, frames)
+
+
+def _tasks() -> set[int]:
+    return set(map(int, os.listdir("/proc/self/task")))
 
 
 _active: Sites | None = None
