@@ -1095,6 +1095,40 @@ def test_nothing_outlives_a_pytest_that_is_killed(
         assert "has ended during test_it.py::test_it\n" in (tmp_path / "stderr").read_text()
 
 
+def test_nothing_of_a_session_within_a_test_outlives_the_outer_one(
+    pytester: pytest.Pytester, tmp_path: Path
+) -> None:
+    (pytester.path / "inner").mkdir()
+    (pytester.path / "inner" / "test_inner.py").write_text(
+        dedent("""
+            import subprocess, time
+
+            def test_it():
+                subprocess.Popen(["sleep", "1000"], start_new_session=True)
+                open("ready", "w").close()
+                time.sleep(1000)
+            """)
+    )
+    options = [*PLAIN, "--spawn-timeout=50"]
+    suite(
+        pytester,
+        outer=f"import subprocess, sys; subprocess.run([sys.executable, '-m', 'pytest', *{options}, 'inner'])",
+    )
+    command = [sys.executable, "-m", "pytest", *options, "test_it.py"]
+    with (
+        (tmp_path / "output").open("wb") as output,
+        subprocess.Popen(
+            command, cwd=pytester.path, stdout=output, stderr=output, start_new_session=True
+        ) as process,
+    ):
+        try:
+            until((pytester.path / "ready").exists, "the test")
+            process.kill()
+            until(lambda: not running_in(pytester.path), "the end of all", 10)
+        finally:
+            kill_session(process.pid)
+
+
 @pytest.mark.parametrize("how", [(), ("--spawn-isolate=module",)])
 def test_ctrl_c_is_pytest_s(how: tuple[str, ...], pytester: pytest.Pytester) -> None:
     suite(pytester, it="open('ready', 'w').close()\nimport time; time.sleep(1000)", after="pass")

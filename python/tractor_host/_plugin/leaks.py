@@ -92,11 +92,10 @@ class Allowed:
 class Leaks:
     """As a plugin: fails each test that leaves something behind."""
 
-    def __init__(self, allowed: list[Allowed], root: Path) -> None:
+    def __init__(self, allowed: list[Allowed], root: Path, run: str) -> None:
         self._allowed = allowed
         self._pid = os.getpid()
-        #: What whoever is started by a test has in its environment.
-        self._mark = f"{VARIABLE}={os.environ.get(VARIABLE)}".encode()
+        self._run = run
         self._sites = Sites(str(root))
         self._sites.before_spawn = self._warm_up
         self._warm: set[str] = set()
@@ -291,13 +290,8 @@ class Leaks:
         new = set(os.listdir("/proc")) - self._old_pids
         found = []
         for name in new:
-            if not name.isdecimal():
-                continue
-            with contextlib.suppress(OSError):
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    marked = self._mark in file.read().split(b"\0")
-                if marked and not _is_below(int(name)):
-                    found.append(int(name))
+            if name.isdecimal() and tree.is_marked(name, VARIABLE, self._run) and not _is_below(int(name)):
+                found.append(int(name))
         return found
 
 

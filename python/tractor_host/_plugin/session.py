@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tractor_host._plugin import relay
+from tractor_host._plugin import relay, tree
 from tractor_host._plugin.leaks import Allowed, Leaks
 from tractor_host._plugin.limit import Channel, Limit
 from tractor_host._plugin.output import Output
@@ -58,8 +58,9 @@ class Parts:
         folder = tempfile.mkdtemp(prefix="tractor-host-pytest-")
         self._undo.callback(shutil.rmtree, folder, ignore_errors=True)
         self._terms = Terms(folder, self._settings.grace)
-        self._undo.callback(_restore, os.environ.get(VARIABLE))
-        os.environ[VARIABLE] = f"{os.getpid()}-{os.path.basename(folder)}"
+        outer = os.environ.get(VARIABLE)
+        self._undo.callback(_restore, outer)
+        os.environ[VARIABLE] = tree.SEPARATOR.join(filter(None, (outer, self._terms.name)))
 
         channel, isolate = None, self._settings.isolate
         if self._settings.leaks or isolate is not None:
@@ -95,7 +96,7 @@ class Parts:
             self._undo.callback(limit.close)
             self._register(limit)
         if self._settings.leaks:
-            leaks = Leaks(self._allowed, self._config.rootpath)
+            leaks = Leaks(self._allowed, self._config.rootpath, self._terms.name)
             self._undo.callback(leaks.close)
             self._register(leaks)
 

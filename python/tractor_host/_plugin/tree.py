@@ -8,7 +8,10 @@ import select
 import signal
 import time
 from collections.abc import Collection
+from typing import Final
 
+#: Between the values of a variable that marks processes.
+SEPARATOR: Final = ":"
 #: Seconds that killed processes have to be gone.
 _PATIENCE = 5.0
 
@@ -81,19 +84,24 @@ def describe(pid: int) -> str:
     return f"process {pid} ({text if len(text) <= 100 else text[:99] + '…'})"
 
 
+def is_marked(pid: int | str, variable: str, value: str) -> bool:
+    """Whether a process was started with this variable in its environment, and this among its values."""
+    mark = f"{variable}=".encode()
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+        for entry in file.read().split(b"\0"):
+            if entry.startswith(mark):
+                return value in os.fsdecode(entry[len(mark) :]).split(SEPARATOR)
+    return False
+
+
 def marked(variable: str, value: str) -> list[int]:
-    """The pids of all processes but this one that were started with this variable in their environment."""
-    mark, found = f"{variable}={value}".encode(), []
-    for name in os.listdir("/proc"):
-        if name.isdecimal() and int(name) != os.getpid():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/environ", "rb") as file:
-                if mark in file.read().split(b"\0"):
-                    found.append(int(name))
-    return found
+    """The pids of all processes but this one that are so marked."""
+    names = [name for name in os.listdir("/proc") if name.isdecimal() and int(name) != os.getpid()]
+    return [int(name) for name in names if is_marked(name, variable, value)]
 
 
 def end_marked(variable: str, value: str) -> None:
-    """Kills all processes, but this one, that were started with this variable in their environment."""
+    """Kills all processes, but this one, that are so marked."""
     deadline = time.monotonic() + _PATIENCE
     while (found := marked(variable, value)) and time.monotonic() < deadline:
         for pid in found:

@@ -27,7 +27,8 @@ from tractor_host._plugin import relay, tree
 
 #: What makes a test fail where it is. Nobody else uses it: SIGALRM is pytest-timeout's, or the test's own.
 SIGNAL: Final = signal.SIGRTMAX - 1
-#: The variable that all processes below a test run have, with the run's name.
+#: The variable that all processes below a test run have, with the run's name, after those of the runs that it
+#: is a part of.
 VARIABLE: Final = "TRACTOR_HOST_TEST_RUN"
 #: Seconds within which a dump is written, with much to spare.
 _DUMP_TIME: Final = 10.0
@@ -46,6 +47,11 @@ class Terms:
 
     folder: str
     grace: float
+
+    @property
+    def name(self) -> str:
+        """The run's."""
+        return os.path.basename(self.folder)
 
     @property
     def dump(self) -> str:
@@ -303,7 +309,7 @@ class _Watcher:
             os._exit(0)
         except Gone:
             # It was killed. What is below it would live on, and its files too.
-            tree.end_marked(VARIABLE, os.environ[VARIABLE])
+            tree.end_marked(VARIABLE, self.terms.name)
             if self.observed.test is not None:
                 text = f"tractor-host: pytest (pid {pid}) has ended during {self.observed.test.nodeid}\n"
                 with contextlib.suppress(OSError):  # nobody reads it
