@@ -1009,6 +1009,25 @@ def test_what_a_wider_fixture_has_made_is_its_own_until_it_ends(pytester: pytest
     )
 
 
+@pytest.mark.parametrize("option", ["--spawn-timeout=20", "--spawn-isolate=module"])
+def test_a_subinterpreter_that_was_made_while_collecting_is_a_usage_error(
+    option: str, pytester: pytest.Pytester
+) -> None:
+    suite(
+        pytester,
+        head="import concurrent.interpreters\nkept.append(concurrent.interpreters.create())\n",
+        it="pass",
+    )
+    run(pytester, "--spawn-leaks").assert_outcomes(passed=1)
+    result = run(pytester, option, "-p", "no:faulthandler")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "a subinterpreter was made while tests were collected" in text_of(result)
+    # Once there was one of ours, forks survive.
+    ours = "th.spawn(abs, -1, backend='subint').result()\nimport concurrent.interpreters\n"
+    suite(pytester, head=ours + "kept.append(concurrent.interpreters.create())\n", it="pass")
+    run(pytester, "--spawn-timeout=20").assert_outcomes(passed=1)
+
+
 # -- output of workers -----------------------------------------------------------------------------------
 
 FLOOD = """

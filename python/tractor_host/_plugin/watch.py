@@ -7,6 +7,7 @@ that is forked from it before its first test, and that writes the report in its 
 
 from __future__ import annotations
 
+import _interpreters
 import contextlib
 import dataclasses
 import os
@@ -281,6 +282,10 @@ def start_watcher(session: pytest.Session, terms: Terms, *, reports: bool) -> tu
     os.close(pidfd)
     if master is not None:
         os.close(master)
+    if os.WIFSIGNALED(status) and len(_interpreters.list_all()) > 1:
+        what = "a subinterpreter was made while tests were collected (by their modules, or a conftest.py)"
+        why = "beside one, a fork of this process crashes (cpython#139759)"
+        raise pytest.UsageError(f"{what}: {why}, so there is no --spawn-timeout and no --spawn-isolate")
     if status:
         raise RuntimeError("the process that is to look after the time limits could not be forked")
     return ours, told
