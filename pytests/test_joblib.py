@@ -25,6 +25,7 @@ import tractor_host as th
 import tractor_host.joblib
 from conftest import Program, pid_is_gone
 from helpers import PATIENCE, until
+from tractor_host._remote import UnpicklableError
 
 #: Some run whole programs, and the others need not run twice either.
 pytestmark = pytest.mark.outside
@@ -231,6 +232,19 @@ def test_an_exception_of_a_class_that_can_not_be_imported() -> None:
     with using(), pytest.raises(Own, match="mine") as caught:
         Parallel()([delayed(fail)()])
     assert caught.value.__notes__ == ["a note"]
+    assert "in fail" in str(caught.value.__cause__)
+
+
+def test_an_exception_that_can_not_be_made_again_is_told_with_its_text() -> None:
+    class Own(Exception):
+        def __init__(self, code: int, text: str) -> None:
+            super().__init__(f"{code}: {text}")
+
+    def fail() -> None:
+        raise Own(404, "not found")
+
+    with using(), pytest.raises(UnpicklableError, match="Own: 404: not found") as caught:
+        Parallel()([delayed(fail)()])
     assert "in fail" in str(caught.value.__cause__)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, Final, final
 
 try:
-    import cloudpickle  # type: ignore[import-untyped, import-not-found, unused-ignore] # noqa: F401
+    import cloudpickle  # type: ignore[import-untyped, import-not-found, unused-ignore]
     import joblib
     from joblib._parallel_backends import (
         AutoBatchingMixin,
@@ -36,7 +36,7 @@ except ImportError as error:
 
 from tractor_host._by_value import ByValue
 from tractor_host._future import Future
-from tractor_host._remote import RemoteTraceback
+from tractor_host._remote import RemoteTraceback, UnpicklableError, summary
 from tractor_host._spawn import resolve_backend
 from tractor_host._target import describe
 from tractor_host.executor import Executor
@@ -151,8 +151,9 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         """What came of a batch."""
         result = out.result()
         if isinstance(result, _Failure):
-            result.error.__cause__ = RemoteTraceback(result.traceback)
-            raise result.error
+            error = result.load()
+            error.__cause__ = RemoteTraceback(result.traceback)
+            raise error
         return result
 
     def compute_batch_size(self) -> int:
@@ -202,30 +203,39 @@ class _Batch:
     def __init__(self, calls: Callable[[], list[Any]]) -> None:
         self._calls = calls
 
-    def __call__(self) -> ByValue:
+    def __call__(self) -> Any:
         # For calls that use it by its name.
         register()
         try:
             return ByValue(self._calls(), "results")
         except Exception as error:
-            if _is_plain(error):
+            if _comes_back(error, pickle.dumps) or not _comes_back(error, cloudpickle.dumps):
                 raise
             text = "".join(traceback.format_exception(error))
-            return ByValue(_Failure(error, text), "an exception")
+            return _Failure(cloudpickle.dumps(error), summary(error), text)
 
 
 @final
 class _Failure:
     """An exception that can be sent by value alone: its class is the main module's, say."""
 
-    def __init__(self, error: Exception, text: str) -> None:
-        self.error = error
+    def __init__(self, data: bytes, summary: str, text: str) -> None:
+        self._data = data
+        self._summary = summary
         self.traceback = text
 
+    def load(self) -> Exception:
+        """The exception, or one that says what it was."""
+        try:
+            error: Exception = pickle.loads(self._data)
+        except Exception as broken:
+            return UnpicklableError(f"{self._summary} (it does not unpickle here: {summary(broken)})")
+        return error
 
-def _is_plain(error: Exception) -> bool:
+
+def _comes_back(error: Exception, dumps: Callable[[object], bytes]) -> bool:
+    """Whether it is what comes of it once it is pickled."""
     try:
-        pickle.dumps(error)
+        return type(pickle.loads(dumps(error))).__name__ == type(error).__name__
     except Exception:
         return False
-    return True
