@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 import joblib
@@ -246,6 +247,31 @@ def test_an_exception_that_can_not_be_made_again_is_told_with_its_text() -> None
     with using(), pytest.raises(UnpicklableError, match="Own: 404: not found") as caught:
         Parallel()([delayed(fail)()])
     assert "in fail" in str(caught.value.__cause__)
+
+
+def test_calls_that_another_one_s_end_ends_are_told_so() -> None:
+    backend = tractor_host.joblib.Backend(cancel_timeout=0.1)
+    errors: list[BaseException] = []
+
+    def wait() -> None:
+        with joblib.parallel_config(backend=backend, n_jobs=2):
+            try:
+                Parallel()(delayed(time.sleep)(1000) for _ in range(4))
+            except BaseException as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    until(lambda: len(th.workers()) == 2, "its workers")
+    with (
+        joblib.parallel_config(backend=backend, n_jobs=2),
+        pytest.raises(multiprocessing.TimeoutError),
+    ):
+        Parallel(timeout=0.1)([delayed(abs)(-1)])
+    thread.join(PATIENCE)
+    [error] = errors
+    assert isinstance(error, CancelledError)
+    assert "another joblib.Parallel" in str(error)
 
 
 def test_a_block_goes_on_after_a_failure() -> None:

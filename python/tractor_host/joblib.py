@@ -17,6 +17,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from typing import Any, Final, final
 
 try:
@@ -149,7 +150,11 @@ class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
 
     def retrieve_result_callback(self, out: Future[Any]) -> Any:
         """What came of a batch."""
-        result = out.result()
+        try:
+            result = out.result()
+        except CancelledError:
+            what = "another joblib.Parallel that uses the same backend was aborted, which ended its workers"
+            raise CancelledError(what) from None
         if isinstance(result, _Failure):
             error = result.load()
             error.__cause__ = RemoteTraceback(result.traceback)
