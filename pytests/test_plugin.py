@@ -208,6 +208,11 @@ def test_the_nearest_marker_that_names_the_backend_skips(
     ("marker", "why"),
     [
         ("skipon_spawn_backend('nonsense')", "*::test_ok: skipon_spawn_backend: unknown backend 'nonsense'*"),
+        ("skipon_spawn_backend()", "*::test_ok: skipon_spawn_backend takes the names of backends*"),
+        (
+            "skipon_spawn_backend('subint', reson='why')",
+            "*::test_ok: skipon_spawn_backend takes the names of backends*",
+        ),
         (
             "allow_leaks('nonsense')",
             "*::test_ok: allow_leaks: unknown kind 'nonsense'; there are 'workers', *",

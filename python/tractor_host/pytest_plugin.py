@@ -184,6 +184,9 @@ def _reason_to_skip(item: pytest.Item, marker: pytest.Mark) -> str | None:
     from tractor_host import _spawn
 
     backend = _spawn.resolve_backend(None)
+    if not marker.args or marker.kwargs.keys() - {"reason"}:
+        what = "takes the names of backends, and a reason, and nothing else"
+        raise pytest.UsageError(f"{item.nodeid}: skipon_spawn_backend {what}")
     try:
         names = {_spawn.resolve_backend(name) for name in marker.args}
     except (TypeError, ValueError) as error:
