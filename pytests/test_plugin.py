@@ -1170,6 +1170,16 @@ def test_ctrl_c_is_pytest_s(how: tuple[str, ...], pytester: pytest.Pytester) -> 
     assert "KeyboardInterrupt" in text
 
 
+@pytest.mark.parametrize("how", [(), ("--spawn-isolate=module",)])
+def test_an_interrupt_of_the_test_s_own_ends_the_session(
+    how: tuple[str, ...], pytester: pytest.Pytester
+) -> None:
+    suite(pytester, before="pass", it="raise KeyboardInterrupt", after="pass")
+    result = run(pytester, "--spawn-timeout=50", *how)
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.assert_outcomes(passed=1)
+
+
 # -- beside other plugins --------------------------------------------------------------------------------
 
 

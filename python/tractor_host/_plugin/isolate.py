@@ -159,6 +159,8 @@ class _Runner:
                 message = self._observed.next()
                 if message[0] == "exit":
                     pytest.exit(*message[1:])
+                if message[0] == "interrupted":
+                    raise KeyboardInterrupt
                 if message[0] == "done":
                     self._session.shouldfail = message[1] or self._session.shouldfail
                     self._session.shouldstop = message[2] or self._session.shouldstop
@@ -245,7 +247,9 @@ class _Child:
             self._session._setupstate.teardown_exact(None)
         except pytest.exit.Exception as error:
             self.channel.tell("exit", error.msg, error.returncode)
-        except KeyboardInterrupt:  # the other process has heard of it too
+        except KeyboardInterrupt:
+            with contextlib.suppress(OSError):  # the other process may have heard of it, too
+                relay.send(self._channel, "interrupted")
             with contextlib.suppress(Exception):
                 self._session._setupstate.teardown_exact(None)
         if (spawning := sys.modules.get("tractor_host._spawn")) is not None:
