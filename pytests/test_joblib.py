@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -249,20 +250,27 @@ def test_an_exception_that_can_not_be_made_again_is_told_with_its_text() -> None
     assert "in fail" in str(caught.value.__cause__)
 
 
-def test_calls_that_another_one_s_end_ends_are_told_so() -> None:
+def test_calls_that_another_one_s_end_ends_are_told_so(tmp_path: Path) -> None:
     backend = tractor_host.joblib.Backend(cancel_timeout=0.1)
     errors: list[BaseException] = []
+    waiting: list[Parallel] = []
+
+    def work(number: int) -> None:
+        (tmp_path / str(number)).touch()
+        time.sleep(1000)
 
     def wait() -> None:
         with joblib.parallel_config(backend=backend, n_jobs=2):
+            waiting.append(Parallel())
             try:
-                Parallel()(delayed(time.sleep)(1000) for _ in range(4))
+                waiting[0](delayed(work)(number) for number in range(4))
             except BaseException as error:
                 errors.append(error)
 
     thread = threading.Thread(target=wait)
     thread.start()
-    until(lambda: len(th.workers()) == 2, "its workers")
+    # Two are carried out, and two wait.
+    until(lambda: len(os.listdir(tmp_path)) == 2 and waiting[0].n_dispatched_tasks == 4, "its calls")
     with (
         joblib.parallel_config(backend=backend, n_jobs=2),
         pytest.raises(multiprocessing.TimeoutError),
@@ -272,6 +280,7 @@ def test_calls_that_another_one_s_end_ends_are_told_so() -> None:
     [error] = errors
     assert isinstance(error, CancelledError)
     assert "another joblib.Parallel" in str(error)
+    waiting.clear()
 
 
 def test_a_block_goes_on_after_a_failure() -> None:
