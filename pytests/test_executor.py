@@ -368,6 +368,20 @@ def test_a_task_that_takes_too_long(backend: str) -> None:
         assert list(pool.with_timeout(None).map(abs, [-1])) == [1]
 
 
+@pytest.mark.parametrize("seconds", [30 * 86400.0, float("inf")])
+def test_limits_that_no_clock_of_the_kernel_reaches(seconds: float) -> None:
+    with th.Executor(1, task_timeout=seconds, idle_timeout=seconds, cancel_timeout=0.1) as pool:
+        assert pool.submit(targets.return_after, 0.05, 1).result(seconds) == 1
+        # With nothing to do, it has slept meanwhile.
+        future = pool.submit(targets.return_after, 0.05, 2)
+        assert wait([future], seconds).done == {future}
+        assert list(concurrent.futures.as_completed([future], seconds)) == [future]
+        stuck = pool.with_timeout(seconds).submit(targets.sleep)
+        running(stuck, pool)
+        assert stuck.cancel()
+        assert pool.submit(abs, -3).result(PATIENCE) == 3
+
+
 def test_memory_that_may_not_be_had() -> None:
     with th.Executor(1, memory_limit=400 << 20) as pool:
         pid = pool.submit(os.getpid).result(PATIENCE)

@@ -36,6 +36,8 @@ _CANCEL: Final = "cancel"
 _TELL: Final = "tell"
 #: `wait` and `as_completed` count these as done.
 _NOTED: Final = (FINISHED, CANCELLED_AND_NOTIFIED)
+#: Seconds: longer than anybody waits, and short enough for every clock.
+_LONGEST: Final = 1e9
 
 
 @final
@@ -70,7 +72,7 @@ class Signal:
                 if timeout is None:
                     sleeper.acquire()
                 elif timeout > 0:
-                    sleeper.acquire(True, timeout)
+                    sleeper.acquire(True, min(timeout, _LONGEST))
         finally:
             self._sleepers.remove(sleeper)
         return self.is_set
@@ -438,7 +440,7 @@ class _Post:
         while not self._is_set:
             left = None if until is None else max(0.0, until - time.monotonic())
             try:
-                future = self._box.get(True, left)
+                future = self._box.get(True, left if left is None else min(left, _LONGEST))
             except queue.Empty:
                 break
             waiter = self._waiter()

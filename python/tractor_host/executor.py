@@ -51,6 +51,8 @@ _AGAIN: Final = 1.0
 _LEAVE: Final = 5.0
 #: Seconds until the thread does what a caller has begun, who may have been interrupted.
 _GRACE: Final = 0.05
+#: Seconds that the thread sleeps at most: the kernel counts milliseconds in 32 bits.
+_LONGEST_SLEEP: Final = 86400.0
 
 
 class Executor(concurrent.futures.Executor):
@@ -687,7 +689,7 @@ class _Pool:
             return None
         left = min(dates) - _native.clock()
         # The clock may stand still.
-        return 0.0 if left <= 0 else max(left, 0.001)
+        return 0.0 if left <= 0 else min(max(left, 0.001), _LONGEST_SLEEP)
 
     def _take_in(self) -> None:
         """Has a look at what others have left."""
