@@ -7,6 +7,7 @@ A target that is about to get stuck says so first, see `helpers.ready`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import sys
 import threading
@@ -401,6 +402,69 @@ class SlowToPickle(Exception):
 
 def raise_slow_to_pickle() -> NoReturn:
     raise SlowToPickle
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):
+    number: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Frozen, (self.number,)
+
+
+class Hostile(Exception):
+    """Whatever it is asked, it raises something that ends programs."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(where)
+        self.where = where
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("__notes__", "add_note", "__cause__", "__context__"):
+            raise SystemExit(f"no {name}")
+        return super().__getattribute__(name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name.startswith("__"):
+            raise KeyboardInterrupt(f"no {name}")
+        super().__setattr__(name, value)
+
+    def __str__(self) -> str:
+        if self.where == "text":
+            raise SystemExit(3)
+        return self.where
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.where == "reduce":
+            raise KeyboardInterrupt("while it was pickled")
+        if self.where == "unpickled":
+            return _explode, ("KeyboardInterrupt",)
+        return Hostile, (self.where,)
+
+
+def raise_frozen(from_cause: bool) -> NoReturn:
+    if from_cause:
+        raise Frozen(3) from KeyError("the cause")
+    raise Frozen(3)
+
+
+def raise_hostile(where: str) -> NoReturn:
+    raise Hostile(where) from KeyError("the cause")
+
+
+class HostileWhenUnpickled:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _raise_hostile_elsewhere, (os.getpid(), threading.get_ident())
+
+
+def _raise_hostile_elsewhere(pid: int, thread: int) -> object:
+    if (pid, thread) == (os.getpid(), threading.get_ident()):
+        return None
+    raise Hostile("here")
+
+
+def hostile_when_unpickled() -> object:
+    return HostileWhenUnpickled()
 
 
 # -- that do not end: the stuck shapes of adversaries.md -----------------------------------------------

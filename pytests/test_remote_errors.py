@@ -12,6 +12,7 @@ import pytest
 import targets
 import tractor_host as th
 from conftest import PATIENCE
+from tractor_host._remote import _CAUSE, UnpicklableError
 
 
 def error_of(target: Any, *args: Any, **options: Any) -> th.RemoteError:
@@ -71,6 +72,41 @@ def test_its_cause(backend: str) -> None:
     assert repr(error.__cause__) == "KeyError('the cause')"
     assert error.__context__ is error.__cause__
     assert error.__suppress_context__
+
+
+@pytest.mark.parametrize("from_cause", [False, True])
+def test_what_can_not_be_written_to(backend: str, from_cause: bool) -> None:
+    cause = cause_of(targets.raise_frozen, from_cause, backend=backend)
+    assert cause == targets.Frozen(3)
+    with th.Executor(1, backend) as pool:
+        error = pool.submit(targets.raise_frozen, from_cause).exception(PATIENCE)
+    assert error == targets.Frozen(3)
+    assert error is not None
+    if from_cause:
+        assert repr(error.__cause__) == "KeyError('the cause')"
+        assert "in raise_frozen" in error.__notes__[-1]
+    else:
+        assert "in raise_frozen" in str(error.__cause__)
+
+
+@pytest.mark.parametrize("where", ["anywhere", "text", "reduce", "unpickled"])
+def test_what_raises_whatever_it_is_asked(backend: str, where: str) -> None:
+    """It is told of, and ends neither its worker nor a thread that takes it in."""
+    kind = targets.Hostile if where in ("anywhere", "text") else UnpicklableError
+    if where != "unpickled":  # in the main thread an interrupt is taken for one
+        assert type(cause_of(targets.raise_hostile, where, backend=backend)) is kind
+    with th.Executor(1, backend) as pool:
+        worker = pool.submit(targets.nothing).result(PATIENCE) or pool.workers()[0]
+        error = pool.submit(targets.raise_hostile, where).exception(PATIENCE)
+        assert type(error) is kind
+        assert repr(_CAUSE.__get__(error)) == "KeyError('the cause')"
+        error = pool.submit(targets.hostile_when_unpickled).exception(PATIENCE)
+        assert type(error) is targets.Hostile
+        error = pool.submit(targets.grenade, "KeyboardInterrupt").exception(PATIENCE)
+        assert isinstance(error, RuntimeError)
+        assert "does not unpickle here: KeyboardInterrupt: exploded" in str(error)
+        assert pool.submit(targets.add, 1, 2).result(PATIENCE) == 3
+        assert [one.id for one in pool.workers()] == [worker.id]
 
 
 def test_its_context(backend: str) -> None:

@@ -13,7 +13,7 @@ import sys
 from time import monotonic
 
 from tractor_host import _native
-from tractor_host._errors import Cancelled
+from tractor_host._errors import Cancelled, add_note
 from tractor_host._parcel import Packed, opened, unpack
 
 TYPE_CHECKING = False
@@ -434,7 +434,7 @@ def packed_result(value: object) -> Packed:
     try:
         return Packed(value)
     except Exception as error:
-        error.add_note(f"the result of type {type(value).__qualname__} cannot be pickled")
+        add_note(error, f"the result of type {type(value).__qualname__} cannot be pickled")
         raise
 
 
@@ -465,7 +465,7 @@ def unpacked(message: Message, mains: list[bytes | memoryview]) -> Any:
     except Cancelled:
         raise
     except BaseException as error:
-        error.add_note("raised while a call was unpickled in its worker")
+        add_note(error, "raised while a call was unpickled in its worker")
         raise
 
 

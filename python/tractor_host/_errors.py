@@ -68,3 +68,13 @@ class Cancelled(BaseException):
 
     A `BaseException`, so that `except Exception` lets it through.
     """
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """As the method of that name, and runs nothing of the exception's own, which may be frozen or raise."""
+    attributes = _attributes(error)
+    notes = attributes.get("__notes__")
+    attributes["__notes__"] = [*notes, note] if isinstance(notes, list) else [note]
+
+
+_attributes = BaseException.__dict__["__dict__"].__get__

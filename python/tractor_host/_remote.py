@@ -1,13 +1,27 @@
 """Exceptions over a border: packed with their causes, notes and traceback text, unpacked as the same
-types where those can be unpickled, and as a stand-in that says so where not."""
+types where those can be unpickled, and as a stand-in that says so where not.
+
+An exception may be anything: its attributes are read and written past its class, and what its methods raise,
+`SystemExit` included, is told in its stead.
+"""
 
 from __future__ import annotations
 
+import _thread
 import pickle
+import sys
 import traceback
-from typing import Any
+from typing import Any, Final
 
+from tractor_host._errors import Cancelled, add_note
 from tractor_host._parcel import unpack
+
+_ATTRIBUTES: Final = BaseException.__dict__["__dict__"]
+_CAUSE: Final = BaseException.__dict__["__cause__"]
+_CONTEXT: Final = BaseException.__dict__["__context__"]
+_SUPPRESS: Final = BaseException.__dict__["__suppress_context__"]
+_MEMBERS: Final = BaseExceptionGroup.__dict__["exceptions"]
+_MESSAGE: Final = BaseExceptionGroup.__dict__["message"]
 
 
 class UnpicklableError(Exception):
@@ -29,7 +43,9 @@ def summary(error: BaseException) -> str:
     """`Type: text`, on one line, whatever the exception's own methods do."""
     try:
         text = str(error)
-    except Exception as broken:
+    except BaseException as broken:
+        if _is_for_us(broken):
+            raise
         text = f"<its __str__ raised {type(broken).__name__}>"
     name = type(error).__qualname__
     line = f"{name}: {text.splitlines()[0]}" if text.strip() else name
@@ -42,9 +58,26 @@ def dump(error: BaseException) -> bytes:
     nodes = _flatten(error)
     try:
         text = "".join(traceback.format_exception(error))
-    except Exception as broken:
+    except BaseException as broken:
+        if _is_for_us(broken):
+            raise
         text = f"<the traceback of {summary(error)} could not be formatted: {summary(broken)}>"
     return pickle.dumps((nodes, text), 5)
+
+
+def _is_for_us(error: BaseException) -> bool:
+    """Whether it tells this thread to stop, and was not raised by what it has called."""
+    child = sys.modules.get("tractor_host._child")
+    is_worker = child is not None and child.main_thread is not None
+    if isinstance(error, Cancelled) or is_worker:
+        return isinstance(error, Cancelled | KeyboardInterrupt) and (
+            child is not None and child.main_thread == _thread.get_ident() and bool(child.was_cancelled())
+        )
+    if not isinstance(error, KeyboardInterrupt):
+        return False
+    import threading
+
+    return _thread.get_ident() == threading.main_thread().ident
 
 
 def load(payload: bytes | memoryview, *, raised: bool) -> tuple[bool, Any]:
@@ -59,10 +92,10 @@ def load(payload: bytes | memoryview, *, raised: bool) -> tuple[bool, Any]:
             return True, content
         nodes, text = content
         return False, (_build(nodes), text)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # a worker's result must not end the program that looks at it
-        error.add_note("raised while the worker's result was unpickled here")
+        if _is_for_us(error):
+            raise
+        add_note(error, "raised while the worker's result was unpickled here")
         return False, (error, "")
 
 
@@ -80,10 +113,10 @@ def answer(payload: bytes | memoryview, *, returned: bool) -> tuple[bool, Any]:
         what = RuntimeError(f"the result does not unpickle here: {summary(error)}")
         what.__cause__ = error
         error = what
-    if text and error.__cause__ is None:
-        error.__cause__ = RemoteTraceback(text)
+    if text and _CAUSE.__get__(error) is None:
+        _CAUSE.__set__(error, RemoteTraceback(text))
     elif text:
-        error.add_note(text)
+        add_note(error, text)
     return False, error
 
 
@@ -107,18 +140,18 @@ def _flatten(first: BaseException) -> list[dict[str, Any]]:
     for error in found:  # it grows meanwhile
         node: dict[str, Any] = {}
         if isinstance(error, BaseExceptionGroup):
-            node["members"] = [place(inner) for inner in error.exceptions]
+            node["members"] = [place(inner) for inner in _MEMBERS.__get__(error)]
         if type(error) in (ExceptionGroup, BaseExceptionGroup):
-            assert isinstance(error, BaseExceptionGroup)
-            node["message"] = error.message
+            node["message"] = str.__str__(_MESSAGE.__get__(error))
         else:
             node["pickled"] = _pickled(error)
-        notes = getattr(error, "__notes__", None)
-        node["notes"] = [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
+        notes = _ATTRIBUTES.__get__(error).get("__notes__")
+        found_notes = notes if isinstance(notes, list) else []
+        node["notes"] = [str.__str__(note) for note in found_notes if isinstance(note, str)]
         node["summary"] = f"{type(error).__module__}.{summary(error)}"
-        node["cause"] = place(error.__cause__)
-        node["context"] = place(error.__context__)
-        node["suppress"] = error.__suppress_context__
+        node["cause"] = place(_CAUSE.__get__(error))
+        node["context"] = place(_CONTEXT.__get__(error))
+        node["suppress"] = _SUPPRESS.__get__(error)
         nodes.append(node)
     return nodes
 
@@ -126,7 +159,9 @@ def _flatten(first: BaseException) -> list[dict[str, Any]]:
 def _pickled(error: BaseException) -> bytes | None:
     try:
         return pickle.dumps(error, 5)
-    except Exception:
+    except BaseException as broken:
+        if _is_for_us(broken):
+            raise
         return None
 
 
@@ -137,17 +172,18 @@ def _build(nodes: list[dict[str, Any]]) -> BaseException:
         error = made[index] = _make(nodes[index], made)
         if isinstance(error, BaseExceptionGroup):
             # Those that it has are the ones to be completed below.
-            for place, member in zip(nodes[index].get("members", []), error.exceptions, strict=False):
+            members = _MEMBERS.__get__(error)
+            for place, member in zip(nodes[index].get("members", []), members, strict=False):
                 made[place] = member
     for node, made_error in zip(nodes, made, strict=True):
         assert made_error is not None
         if node["cause"] is not None:
-            made_error.__cause__ = made[node["cause"]]
+            _CAUSE.__set__(made_error, made[node["cause"]])
         if node["context"] is not None:
-            made_error.__context__ = made[node["context"]]
-        made_error.__suppress_context__ = node["suppress"]
+            _CONTEXT.__set__(made_error, made[node["context"]])
+        _SUPPRESS.__set__(made_error, node["suppress"])
         if node["notes"]:
-            made_error.__notes__ = node["notes"]
+            _ATTRIBUTES.__get__(made_error)["__notes__"] = node["notes"]
     first = made[0]
     assert first is not None
     return first
@@ -162,8 +198,8 @@ def _make(node: dict[str, Any], made: list[BaseException | None]) -> BaseExcepti
             error = pickle.loads(node["pickled"])
             if isinstance(error, BaseException):
                 return error
-        except KeyboardInterrupt:
-            raise
         except BaseException as broken:
+            if _is_for_us(broken):
+                raise
             return UnpicklableError(f"{node['summary']} (it does not unpickle here: {summary(broken)})")
     return UnpicklableError(f"{node['summary']} (it cannot be pickled)")

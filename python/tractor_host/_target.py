@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Self, final
 
 from tractor_host._by_value import ByValue
+from tractor_host._errors import add_note
 from tractor_host._parcel import Packed
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class Target:
             made.packed, made._passing = _pack((function, args, kwargs))
         except Exception as error:
             if (blame := _blame(function, args, kwargs)) is not None:
-                error.add_note(blame)
+                add_note(error, blame)
             raise
         return made
 

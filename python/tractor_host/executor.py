@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, final
 # `_share` is for `_target`, which would import it while a task is submitted: a Ctrl-C in the middle of that
 # can leave a lock of importlib's taken.
 from tractor_host import _calls, _native, _remote, _share  # noqa: F401
-from tractor_host._errors import RemoteError, TaskTimeout
+from tractor_host._errors import RemoteError, TaskTimeout, WorkerDied, WorkerError
 from tractor_host._future import Future, Request, Signal
 from tractor_host._parcel import Packed
 from tractor_host._remote import RemoteTraceback
@@ -993,7 +993,7 @@ class _Pool:
             task.is_second = True
             self._waiting.appendleft(task)
             task = None
-        error = death_of(slot.worker)
+        error = _death_of(slot.worker)
         if not slot.ready and slot.end in ("dead", "mute"):
             self._stillborn += 1
             if isinstance(error, RemoteError) or self._stillborn >= _MOST_STILLBORN:
@@ -1020,6 +1020,14 @@ class _Pool:
         return error
 
 
+def _death_of(worker: Worker) -> WorkerError:
+    try:
+        return death_of(worker)
+    except Exception as error:  # here is no descriptor or memory left for what it has said
+        found, lost = worker.wait(), _remote.summary(error)
+        return WorkerDied(f"worker {worker.name!r} left: {found.cause}; what it said is lost: {lost}", found)
+
+
 def _is_being_ended(slot: _Slot) -> bool:
     """Whether its worker climbs the ladder, or has ended by it."""
     if slot.end is not None:
@@ -1043,7 +1051,11 @@ def _settle_cancelled(future: Future[Any]) -> None:
 
 
 def _settle_answer(future: Future[Any], answer: _calls.Message) -> None:
-    good, value = _remote.answer(answer.content, returned=answer.kind == _calls.RETURNED)
+    try:
+        good, value = _remote.answer(answer.content, returned=answer.kind == _calls.RETURNED)
+    except BaseException as error:
+        # Nothing of a task's ends the thread, which no signal reaches.
+        good, value = False, RuntimeError(f"the answer can't be taken in: {_remote.summary(error)}")
     if not good:
         _settle(future, value)
     elif future.claim():
