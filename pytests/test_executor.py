@@ -237,6 +237,45 @@ def test_callbacks_may_submit() -> None:
     assert last == [50]
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, ValueError])
+def test_what_a_callback_raises_is_logged(
+    kind: type[BaseException], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    called: list[Any] = []
+
+    def fail(future: concurrent.futures.Future[Any]) -> None:
+        called.append(threading.current_thread().name)
+        raise kind("of a callback")
+
+    with th.Executor(1) as pool:
+        futures = [
+            pool.submit(targets.return_when_there, str(tmp_path / "sign"), number) for number in range(4)
+        ]
+        for future in futures:
+            future.add_done_callback(fail)
+            future.add_done_callback(called.append)
+        (tmp_path / "sign").touch()
+        assert [future.result(PATIENCE) for future in futures] == list(range(4))
+        assert pool.submit(abs, -7).result(PATIENCE) == 7
+    assert called == [one for future in futures for one in ("th-pool", future)]
+    assert caplog.text.count("exception calling callback for <Future") == 4
+    caplog.clear()
+
+
+def test_what_somebody_else_says_of_a_future_holds() -> None:
+    with th.Executor(1) as pool:
+        runs = pool.submit(targets.return_after, 0.1, 1)
+        running(runs, pool)
+        waits = [pool.submit(abs, -number) for number in range(4)]
+        runs.set_result(5)
+        waits[1].set_running_or_notify_cancel()
+        waits[2].set_exception(ValueError("mine"))
+        assert runs.result(0) == 5
+        assert [waits[number].result(PATIENCE) for number in (0, 1, 3)] == [0, 1, 3]
+        assert isinstance(waits[2].exception(PATIENCE), ValueError)
+        assert pool.submit(abs, -7).result(PATIENCE) == 7
+
+
 # -- what goes wrong -----------------------------------------------------------------------------------------
 
 

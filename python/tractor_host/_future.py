@@ -98,6 +98,10 @@ class Canceller(Protocol):
         """Has the task not run, or not run on, soon."""
         ...
 
+    def is_here(self) -> bool:
+        """Whether the calling thread is the one that says what has come of tasks."""
+        ...
+
 
 @final
 class Future[T](concurrent.futures.Future[T]):
@@ -216,7 +220,11 @@ class Future[T](concurrent.futures.Future[T]):
     def _call(self, callback: Callable[[Future[T]], object]) -> None:
         try:
             callback(self)
-        except Exception:
+        except BaseException as error:
+            # The pool's thread is not the callback's to end, by sys.exit() say.
+            is_ours = self._canceller is not None and self._canceller.is_here()
+            if not isinstance(error, Exception) and not is_ours:
+                raise
             LOGGER.exception("exception calling callback for %r", self)
 
     def _now(self) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import _thread
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import itertools
 import os
@@ -23,7 +24,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, InvalidStateError
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
@@ -291,7 +292,10 @@ class _Task:
     def begin(self) -> bool:
         """Has its future count as running; whether nobody has cancelled it."""
         if not self.is_begun or self.future.cancelled():
-            self.is_begun = self.future.set_running_or_notify_cancel()
+            try:
+                self.is_begun = self.future.set_running_or_notify_cancel()
+            except RuntimeError:  # somebody else has said so, or what has come of it
+                self.is_begun = not self.future.done()
         return self.is_begun
 
     def start_clock(self) -> None:
@@ -544,6 +548,10 @@ class _Pool:
         if self._home == os.getpid():
             self._inbox.append(request)
             self._ring()
+
+    def is_here(self) -> bool:
+        """Whether this is its thread."""
+        return self._thread is threading.current_thread()
 
     def close(self, *, cancel: bool, kill: bool = False) -> None:
         """Takes no more tasks."""
@@ -1039,7 +1047,9 @@ def _is_being_ended(slot: _Slot) -> bool:
 def _settle(future: Future[Any], error: BaseException) -> None:
     """The task has failed; unless it was cancelled meanwhile."""
     if future.claim():
-        future.set_exception(error)
+        # Somebody else may have said what has come of it.
+        with contextlib.suppress(InvalidStateError):
+            future.set_exception(error)
     else:
         _settle_cancelled(future)
 
@@ -1059,6 +1069,7 @@ def _settle_answer(future: Future[Any], answer: _calls.Message) -> None:
     if not good:
         _settle(future, value)
     elif future.claim():
-        future.set_result(value)
+        with contextlib.suppress(InvalidStateError):
+            future.set_result(value)
     else:
         _settle_cancelled(future)
