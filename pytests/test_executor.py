@@ -489,6 +489,35 @@ def test_no_descriptors_for_the_thread() -> None:
         assert pool.submit(abs, -1).result(PATIENCE) == 1
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("is_unread", [False, True])
+def test_a_thread_that_fails_leaves_nobody_waiting(is_unread: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise LookupError("of the thread")
+
+    pool = th.Executor(1, cancel_timeout=0.1, kill_timeout=0.1)
+    pid = pool.submit(os.getpid).result(PATIENCE)
+    if is_unread:
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    runs = pool.submit(targets.sleep)
+    running(runs, pool)
+    waits = [pool.submit(abs, -number) for number in range(3)]
+    cancelled = pool.submit(abs, -1)
+    assert cancelled.cancel()
+    monkeypatch.setattr(pool._pool, "_tend", fail)
+    pool._pool._ring()
+    assert isinstance(runs.exception(PATIENCE), th.WorkerKilled)
+    for future in waits:
+        assert isinstance(future.exception(PATIENCE), BrokenExecutor)
+    with pytest.raises(BrokenExecutor, match="the pool's thread has failed: of the thread") as caught:
+        pool.submit(abs, -1)
+    assert isinstance(caught.value.__cause__, LookupError)
+    pool.shutdown()
+    assert not wait([runs, cancelled, *waits], PATIENCE).not_done
+    assert pool.workers() == []
+
+
 # -- the end -----------------------------------------------------------------------------------------------------
 
 

@@ -448,6 +448,8 @@ class _Pool:
         #: Whether it looks into the inbox no more.
         self._is_sealed = False
         self._broken: BaseException | None = None
+        #: Whether that is what has ended the thread.
+        self._has_failed = False
         #: Set by anybody, for good.
         self._closing = False
         # The thread's own.
@@ -656,17 +658,32 @@ class _Pool:
                             slot, is_end = self._places[fd]
                             (self._bury if is_end else self._hear)(slot, poller)
             except BaseException as error:
-                # Nobody is to wait for what no thread sees to any more.
-                self._is_sealed = True
-                self._break(error)
-                for request in self._requests:
-                    request.future.call_back()
-                for slot in list(self._slots.values()):
-                    slot.worker.kill()
-                    self._bury(slot, poller)
+                self._fail(error, poller)
                 raise
             finally:
                 self._bell = None
+
+    def _fail(self, error: BaseException, poller: select.epoll) -> None:
+        """Nobody is to wait for what no thread sees to any more."""
+        self._broken, self._has_failed = error, True
+        self._is_sealed = True
+        slots = list(self._slots.values())
+        for slot in slots:
+            slot.end = "kill"
+            with contextlib.suppress(Exception):
+                _native.kill(slot.worker._key)
+        for slot in slots:
+            try:
+                slot.worker.wait()
+                self._bury(slot, poller)
+            except Exception:
+                self._slots.pop(slot.worker.id, None)
+                slot.link.close()
+                if slot.task is not None:
+                    _settle(slot.task.future, self._broken_error())
+        self._fail_waiting(self._broken_error)
+        for request in self._requests:
+            request.future.call_back()
 
     def _tend(self, poller: select.epoll) -> float | None:
         """Does what is due; seconds until something else is."""
@@ -1023,7 +1040,10 @@ class _Pool:
         self._fail_waiting(self._broken_error)
 
     def _broken_error(self) -> BrokenExecutor:
-        error = BrokenExecutor(f"the workers of the pool can't be started: {self._broken}")
+        what = "the workers of the pool can't be started"
+        if self._has_failed:
+            what = "the pool's thread has failed"
+        error = BrokenExecutor(f"{what}: {self._broken}")
         error.__cause__ = self._broken
         return error
 
