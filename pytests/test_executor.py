@@ -518,6 +518,28 @@ def test_a_thread_that_fails_leaves_nobody_waiting(is_unread: bool, monkeypatch:
     assert pool.workers() == []
 
 
+def test_workers_are_ended_while_a_callback_holds_the_thread_up(backend: str, tmp_path: Path) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold_up(_: object) -> None:
+        entered.set()
+        leave.wait(PATIENCE)
+
+    with th.Executor(3, backend, cancel_timeout=0.1) as pool:
+        stuck = [pool.submit(targets.sleep) for _ in range(2)]
+        workers = [running(future, pool) for future in stuck]
+        holds = pool.submit(targets.return_when_there, str(tmp_path / "sign"), 1)
+        holds.add_done_callback(hold_up)
+        (tmp_path / "sign").touch()
+        assert entered.wait(PATIENCE)
+        assert stuck[0].cancel()
+        assert workers[0].wait(PATIENCE).rung is not None
+        threading.Thread(target=lambda: (workers[1].wait(PATIENCE), leave.set())).start()
+        pool.kill_workers()
+        assert isinstance(stuck[1].exception(PATIENCE), th.WorkerKilled)
+        assert not wait([*stuck, holds], PATIENCE).not_done
+
+
 # -- the end -----------------------------------------------------------------------------------------------------
 
 

@@ -98,6 +98,10 @@ class Canceller(Protocol):
         """Has the task not run, or not run on, soon."""
         ...
 
+    def stop(self, future: Future[Any]) -> None:
+        """Ends the worker of a task that was cancelled, if one runs it, and does not wait for anybody."""
+        ...
+
     def is_here(self) -> bool:
         """Whether the calling thread is the one that says what has come of tasks."""
         ...
@@ -252,6 +256,8 @@ class Future[T](concurrent.futures.Future[T]):
         is_cancelled = self.decide_to_cancel()
         if is_cancelled:
             self._over.set()
+            if self._canceller is not None and self._stage == RUNNING:
+                self._canceller.stop(self)
             self._invoke_callbacks()
         request.is_over = True
         return is_cancelled

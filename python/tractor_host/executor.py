@@ -226,10 +226,10 @@ class Executor(concurrent.futures.Executor):
     def terminate_workers(self) -> None:
         """Ends all workers by their ladders, and the pool; what they were doing fails with `WorkerKilled`.
 
-        What has not begun is cancelled.
+        What has not begun is cancelled. Returns when the workers are gone and their futures know; where a
+        done-callback does not return, they know when it does, and this waits for that no longer than 5 s.
         """
-        self._pool.close(cancel=True, kill=True)
-        self._pool.join()
+        self._pool.end()
 
     def kill_workers(self) -> None:
         """The same: a ladder ends in SIGKILL within its bounds."""
@@ -306,12 +306,14 @@ class _Task:
 class _Turn:
     """An idle worker's next call; whoever comes first says which."""
 
-    __slots__ = ("_taken", "is_late", "is_sent", "number", "seen", "slot")
+    __slots__ = ("_last", "_taken", "is_late", "is_sent", "number", "seen", "slot")
 
     def __init__(self, slot: _Slot, number: int) -> None:
         self.slot = slot
         self.number = number
         self._taken: dict[None, _Task | None] = {}
+        #: Who comes first says by `setdefault` whether it is the worker's last one.
+        self._last: dict[None, bool] = {}
         #: Whether it was sent, for all that is known.
         self.is_sent = False
         #: When the thread has first seen that it was not; whether whoever has taken it can't send it.
@@ -321,6 +323,15 @@ class _Turn:
     def take(self, task: _Task | None) -> bool:
         """Whether it is this one's from now on; with `None`, whether it is nobody's."""
         return self._taken.setdefault(None, task) is task
+
+    def end_worker(self) -> None:
+        """Ends its worker, by whoever has cancelled the task; not if that has a next one already."""
+        if self._last.setdefault(None, True):
+            _native.kill(self.slot.worker._key)
+
+    def may_follow(self) -> bool:
+        """Whether its worker can have another one."""
+        return not self._last.setdefault(None, False)
 
     @property
     def task(self) -> _Task | None:
@@ -551,6 +562,16 @@ class _Pool:
             self._inbox.append(request)
             self._ring()
 
+    def stop(self, future: Future[Any]) -> None:
+        """Ends the worker that runs what was cancelled, whatever the thread is busy with."""
+        if self._home != os.getpid():
+            return
+        for slot in list(self._slots.values()):
+            turn = slot.turn
+            task = None if turn is None else turn.task
+            if turn is not None and task is not None and task.future is future:
+                turn.end_worker()
+
     def is_here(self) -> bool:
         """Whether this is its thread."""
         return self._thread is threading.current_thread()
@@ -568,6 +589,20 @@ class _Pool:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread() and self._home == os.getpid():
             thread.join()
+
+    def end(self) -> None:
+        """Ends all workers, whatever the thread is busy with, and waits until all is over, within bounds."""
+        self.close(cancel=True, kill=True)
+        thread = self._thread
+        if thread is None or thread is threading.current_thread() or self._home != os.getpid():
+            return
+        workers = self.workers()
+        for worker in workers:
+            _native.kill(worker._key)
+        for worker in workers:
+            worker.wait()
+        # It may be in somebody's callback.
+        thread.join(_LEAVE)
 
     def workers(self) -> list[Worker]:
         return [slot.worker for slot in list(self._slots.values())]
@@ -836,12 +871,15 @@ class _Pool:
             self._send(turn, task)
         except Exception as error:
             turn.slot.turn = None
+            self._conclude(turn)
             _settle(task.future, error)
             return False
         return True
 
     def _free(self, slot: _Slot) -> None:
         """It has nothing to do any more."""
+        if slot.turn is not None:
+            self._conclude(slot.turn)
         while True:
             slot.turn = None
             if not self._waiting:
@@ -864,6 +902,11 @@ class _Pool:
             slot.turn = turn
             if self._begin(turn, task):
                 return
+
+    def _conclude(self, turn: _Turn) -> None:
+        """Its worker can have another one, unless somebody ends it for this one."""
+        if not turn.may_follow():
+            turn.slot.end = turn.slot.end or "cancel"
 
     def _next(self) -> _Task | None:
         """The first one that nobody has cancelled; it counts as running from now on."""
@@ -998,6 +1041,7 @@ class _Pool:
 
     def _bury(self, slot: _Slot, poller: select.epoll) -> None:
         """It has ended."""
+        self._take_in()  # perhaps somebody has ended it
         slot.end = slot.end or "dead"
         self._withdraw(slot)
         while slot.task is not None and slot.link.fileno() in self._places:
