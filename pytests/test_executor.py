@@ -372,6 +372,21 @@ def test_tasks_that_wait_can_be_cancelled() -> None:
         assert all(future.cancelled() for future in futures[::2])
 
 
+def test_many_that_wait_can_be_cancelled_in_any_order() -> None:
+    with th.Executor(1, cancel_timeout=0.1) as pool:
+        stuck = pool.submit(targets.sleep)
+        running(stuck, pool)
+        futures = [pool.submit(targets.add, number, 1) for number in range(20_000)]
+        begun = time.monotonic()
+        assert all(future.cancel() for future in futures[:0:-1])
+        assert not wait(futures[1:], PATIENCE).not_done
+        # A search through all that wait, for each, takes a minute.
+        assert time.monotonic() - begun < PATIENCE / 3
+        assert list(pool._pool._waiting) == futures[:1]
+        assert stuck.cancel()
+        assert futures[0].result(PATIENCE) == 1
+
+
 def test_cancelling_at_any_moment_loses_nothing(backend: str) -> None:
     with th.Executor(2, backend, cancel_timeout=0.05) as pool:
         for delay in range(12):

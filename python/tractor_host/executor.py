@@ -464,7 +464,7 @@ class _Pool:
         #: Set by anybody, for good.
         self._closing = False
         # The thread's own.
-        self._waiting: collections.deque[_Task] = collections.deque()
+        self._waiting: collections.OrderedDict[Future[Any], _Task] = collections.OrderedDict()
         #: Whether what comes late is cancelled.
         self._is_refusing = False
         #: Who may have been interrupted before all were called back.
@@ -727,7 +727,13 @@ class _Pool:
         while self._wants_worker() and self._start(poller):
             pass
         now = _native.clock()
-        due = [self._call_back(request, now) for request in list(self._requests)]
+        due: list[float | None] = []
+        requests: list[Request] = []
+        for request in self._requests:
+            if (later := self._call_back(request, now)) is not None:
+                due.append(later)
+                requests.append(request)
+        self._requests = requests
         is_over = self._closing and not self._waiting
         for slot in list(self._slots.values()):
             if slot.deadline is not None and slot.deadline <= now:
@@ -773,7 +779,7 @@ class _Pool:
             self._drop(task)
         else:
             if self._all_busy() or task.begin():
-                self._waiting.append(task)
+                self._waiting[task.future] = task
 
     def _all_busy(self) -> bool:
         """Whether there are as many tasks as there may be workers."""
@@ -786,12 +792,10 @@ class _Pool:
             return
         if not future.decide_to_cancel():
             return  # its worker is being ended for another reason
-        waits = next((task for task in self._waiting if task.future is future), None)
         slots = self._slots.values()
         slot = next((it for it in slots if it.task is not None and it.task.future is future), None)
         if slot is None:
-            if waits is not None:
-                self._waiting.remove(waits)
+            self._waiting.pop(future, None)
             future.note_cancelled()
         else:
             future.wake()
@@ -807,14 +811,14 @@ class _Pool:
             if now < request.seen + _GRACE:
                 return request.seen + _GRACE
             request.future.call_back()
-        self._requests.remove(request)
         return None
 
     def _close(self, closing: _Closing) -> None:
         self._is_refusing = self._is_refusing or closing.cancel
-        dropped = [task for task in self._waiting if closing.cancel and (closing.kill or not task.is_begun)]
+        waiting = self._waiting.values()
+        dropped = [task for task in waiting if closing.cancel and (closing.kill or not task.is_begun)]
         for task in dropped:
-            self._waiting.remove(task)
+            del self._waiting[task.future]
         if closing.kill:
             for slot in self._slots.values():
                 if slot.end in (None, "leave", "mute"):
@@ -911,7 +915,7 @@ class _Pool:
     def _next(self) -> _Task | None:
         """The first one that nobody has cancelled; it counts as running from now on."""
         while self._waiting:
-            task = self._waiting.popleft()
+            _, task = self._waiting.popitem(last=False)
             if task.begin():
                 return task
         return None
@@ -977,8 +981,8 @@ class _Pool:
     def _fail_waiting(self, error: Callable[[], Exception]) -> None:
         """Has all that wait for a worker fail."""
         self._take_in()
-        dropped, self._waiting = self._waiting, collections.deque()
-        for task in dropped:
+        dropped, self._waiting = self._waiting, collections.OrderedDict()
+        for task in dropped.values():
             if task.begin():
                 _settle(task.future, error())
 
@@ -1060,7 +1064,8 @@ class _Pool:
         ):  # fmt: skip
             # It died while it waited for one, of something else.
             task.is_second = True
-            self._waiting.appendleft(task)
+            self._waiting[task.future] = task
+            self._waiting.move_to_end(task.future, last=False)
             task = None
         error = _death_of(slot.worker)
         if not slot.ready and slot.end in ("dead", "mute"):
