@@ -121,6 +121,22 @@ def surroundings() -> dict[str, Any]:
     }
 
 
+def who() -> Any:
+    import tractor_host as th
+
+    return th.current_actor()
+
+
+async def who_soon() -> Any:
+    return who()
+
+
+def who_below(backend: str) -> Any:
+    import tractor_host as th
+
+    return th.spawn(who, backend=backend, name="below").result(timeout=30)
+
+
 def environment() -> dict[str, str]:
     return dict(os.environ)
 

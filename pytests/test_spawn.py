@@ -729,3 +729,16 @@ def _dedent(code: str) -> str:
     import textwrap
 
     return textwrap.dedent(code)
+
+
+def test_a_worker_knows_who_it_is(backend: str) -> None:
+    found = th.spawn(targets.who, backend=backend, name="one").result(timeout=PATIENCE)
+    assert (found.name, found.path, found.backend) == ("one", ("main", "one"), backend)
+    assert (found.runtime, found.budget, found.parent) == ("sync", None, "main")
+    assert th.spawn(targets.who_soon, backend=backend, runtime="trio").result(PATIENCE).runtime == "trio"
+    below = th.spawn(targets.who_below, backend, backend=backend, name="one").result(timeout=PATIENCE)
+    assert below.path == ("main", "one", "below")
+    with th.Executor(1, backend) as pool:
+        found = pool.submit(targets.who).result(PATIENCE)
+        assert (found.name, found.runtime) == (pool.workers()[0].name, "sync")
+    assert th.current_actor().path == ("main",)

@@ -12,10 +12,11 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, final
 
-from tractor_host import _calls, _child
+from tractor_host import _calls, _child, _native
 from tractor_host._calls import HELLO, RAISED, READY, SPEC, Datagram, Incomplete, Link, Message
 from tractor_host._errors import Cancelled
 from tractor_host._parcel import Packed, unpack
+from tractor_host._spawn import running_loop
 
 if TYPE_CHECKING:
     import logging
@@ -38,7 +39,7 @@ class Actor:
         backend: What it runs on; `"host"` for the program.
         runtime: `"trio"`, `"asyncio"` or `"sync"`; `None` for the program, which may run anything.
         budget: Seconds that it is given to end by itself, with all actors below it, once it is to;
-            `None` for the program.
+            `None` for what is no actor of a nursery.
     """
 
     name: str
@@ -58,13 +59,23 @@ _current = _PROGRAM
 
 
 def current_actor() -> Actor:
-    """Who the calling code runs as: an actor of a nursery, or the program itself.
+    """Who the calling code runs as: an actor of a nursery, another worker, or the program itself.
 
     >>> import tractor_host as th
     >>> th.current_actor().name
     'main'
     """
-    return _current
+    return _worker_here() if _current is _PROGRAM else _current
+
+
+def _worker_here() -> Actor:
+    """A pool's or `spawn`'s, or the program."""
+    try:
+        spec = _native.child_spec()
+    except RuntimeError:
+        return _PROGRAM
+    runtime = spec["runtime"] or running_loop() or "sync"
+    return Actor(spec["name"], (*spec["ancestors"], spec["name"]), spec["wall"], runtime, None)
 
 
 class _Call(threading.local):

@@ -95,6 +95,7 @@ def _prepare_blank() -> None:
         "wall": "forkserver" if is_main else "subint_forkserver",
         "runtime": None,
         "caller": None,
+        "ancestors": ["main"],
         "argv": [os.fsencode(text).decode("latin-1") for text in sys.argv],
         "path": [os.fsencode(text).decode("latin-1") for text in sys.path],
         "env": environment,

@@ -140,6 +140,7 @@ def spawn(
         "gil": gil,
         "runtime": runtime,
         "caller": running_loop(),
+        "ancestors": _ancestors(),
         "thread": threading.get_ident(),
         "argv": list(map(fs_text, sys.argv)),
         "path": [] if wall == "fork" else _sys_path(),
@@ -227,6 +228,15 @@ def check_options(
         raise ValueError(f"priority must be from 0.01 to 100, not {priority}")
     if cpu_quota is not None and _number("cpu_quota", cpu_quota) <= 0.0:
         raise ValueError(f"cpu_quota must be a part of one processor, above 0, not {cpu_quota}")
+
+
+def _ancestors() -> list[str]:
+    """The names from the program's down to this interpreter's."""
+    try:
+        spec = _native.child_spec()
+    except RuntimeError:
+        return ["main"]
+    return [*spec["ancestors"], spec["name"]]
 
 
 def has_our_main(wall: str) -> bool:
