@@ -1211,6 +1211,16 @@ def return_when_there(path: str, value: Any) -> Any:
     return value
 
 
+def divide_or_wait(how: str, value: Any) -> float:
+    if value == 0:
+        return 1 / 0 if how == "raise" else 0.0
+    return float(return_when_there(str(value), 1))
+
+
+def sleep_for(seconds: float) -> None:
+    time.sleep(seconds)
+
+
 def print_soon(value: object) -> None:
     time.sleep(0.1)
     print(value, flush=True)

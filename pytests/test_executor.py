@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, BrokenExecutor, CancelledError, wait
 from pathlib import Path
 from types import CodeType
@@ -839,9 +839,59 @@ def test_options_that_spawn_refuses_break_the_pool() -> None:
         assert "env has a variable that cannot be called" in str(error.__cause__)
 
 
-def test_chunks_of_no_size() -> None:
-    with th.Executor(1) as pool, pytest.raises(ValueError, match="chunksize"):
-        pool.map(abs, [1], chunksize=0)
+def test_chunks_and_buffers_of_no_size() -> None:
+    with th.Executor(1) as pool:
+        for one in (pool, pool.with_timeout(PATIENCE)):
+            with pytest.raises(ValueError, match="chunksize"):
+                one.map(abs, [1], chunksize=0)
+            with pytest.raises(ValueError, match="buffersize"):
+                one.map(abs, [1], buffersize=0)
+            with pytest.raises(TypeError, match="buffersize"):
+                one.map(abs, [1], buffersize=1.5)  # type: ignore[arg-type]
+
+
+def test_another_time_limit_has_the_same_map() -> None:
+    with th.Executor(1) as pool:
+        limited = pool.with_timeout(PATIENCE)
+        assert list(limited.map(abs, range(-5, 1), chunksize=3)) == [5, 4, 3, 2, 1, 0]
+        # Each chunk was one task.
+        assert [slot.number for slot in pool._pool._slots.values()] == [3]
+        assert list(pool.with_timeout(PATIENCE).map(abs, range(-5, 0), buffersize=2)) == [5, 4, 3, 2, 1]
+        assert list(pool.map(abs, iter(range(-5, 0)), chunksize=2, buffersize=1)) == [5, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize("chunksize", [1, 2])
+@pytest.mark.parametrize("how", ["raise", "close"])
+def test_who_leaves_a_map_lets_what_runs_go_on(how: str, chunksize: int, tmp_path: Path) -> None:
+    with th.Executor(2) as pool:
+        values = [0] * chunksize + [tmp_path / "sign"] * 7 * chunksize
+        results = pool.map(
+            targets.divide_or_wait, [how] * len(values), values, chunksize=chunksize, timeout=None
+        )
+        assert isinstance(results, Generator)
+        if how == "raise":
+            with pytest.raises(ZeroDivisionError):
+                next(results)
+        else:
+            assert next(results) == 0
+        workers = until(lambda: len(pool.workers()) == 2 and pool.workers(), "two workers")
+        until(lambda: any(slot.task is not None for slot in list(pool._pool._slots.values())))
+        results.close()
+        until(lambda: not pool._pool._waiting, "the end of what waited")
+        (tmp_path / "sign").touch()
+        assert pool.submit(abs, -1).result(PATIENCE) == 1
+        assert pool.workers() == workers
+        assert list(results) == []
+
+
+def test_an_interrupt_of_a_map_ends_what_runs() -> None:
+    with th.Executor(1, cancel_timeout=0.1) as pool:
+        results = pool.map(targets.sleep_for, [PATIENCE])
+        assert isinstance(results, Generator)
+        worker = until(lambda: [slot.worker for slot in list(pool._pool._slots.values()) if slot.task])[0]
+        with Interrupts() as interrupts:
+            assert interrupts.come({40}, lambda: next(results))
+        assert worker.wait(PATIENCE).rung is not None
 
 
 def test_what_a_worker_writes_is_as_for_spawn(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ import itertools
 import os
 import select
 import socket
+import sys
 import threading
+import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, InvalidStateError
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, final
@@ -178,6 +180,9 @@ class Executor(concurrent.futures.Executor):
     ) -> Iterator[T]:
         """As `map(fn, *iterables)`, by the workers; the results come in order.
 
+        What has not begun is cancelled when a call has raised, or nobody asks for results any more (the
+        generator is closed); by a `KeyboardInterrupt` that comes out of it, also what runs.
+
         Args:
             fn: What to call.
             iterables: Its arguments, one of each for a call.
@@ -189,15 +194,7 @@ class Executor(concurrent.futures.Executor):
         Raises:
             TypeError, ValueError: An argument can't be right.
         """
-        if chunksize < 1:
-            raise ValueError("chunksize must be >= 1.")
-        if chunksize == 1:
-            return super().map(fn, *iterables, timeout=timeout, buffersize=buffersize)
-        chunks = itertools.batched(zip(*iterables, strict=False), chunksize, strict=False)
-        results = super().map(
-            functools.partial(_call_each, fn), chunks, timeout=timeout, buffersize=buffersize
-        )
-        return itertools.chain.from_iterable(results)
+        return _map(self, self._task_timeout, fn, iterables, timeout, chunksize, buffersize)
 
     def with_timeout(self, seconds: float | None) -> concurrent.futures.Executor:
         """The same pool with another time limit for tasks; `None` for none. It is not to be shut down."""
@@ -251,6 +248,16 @@ class _Limited(concurrent.futures.Executor):
     def submit[**P, T](self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         return self._executor._pool.submit(self._seconds, fn, args, kwargs)
 
+    def map[T](
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        return _map(self._executor, self._seconds, fn, iterables, timeout, chunksize, buffersize)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Nothing: the pool is the executor's."""
 
@@ -260,6 +267,73 @@ def _check_count(what: str, count: int) -> None:
         raise TypeError(f"{what} must be an integer, not {type(count).__name__}")
     if count < 1:
         raise ValueError(f"{what} must be greater than 0")
+
+
+def _map(
+    executor: Executor,
+    task_timeout: float | None,
+    fn: Callable[..., Any],
+    iterables: tuple[Iterable[Any], ...],
+    timeout: float | None,
+    chunksize: int,
+    buffersize: int | None,
+) -> Generator[Any]:
+    if chunksize < 1:
+        raise ValueError("chunksize must be >= 1.")
+    if buffersize is not None and not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+    until = None if timeout is None else time.monotonic() + timeout
+    calls: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+    if chunksize > 1:
+        fn = functools.partial(_call_each, fn)
+        calls = ((chunk,) for chunk in itertools.batched(calls, chunksize, strict=False))
+    submit = executor._pool.submit
+    futures = collections.deque(
+        submit(task_timeout, fn, args, {}) for args in itertools.islice(calls, buffersize)
+    )
+
+    def submit_next() -> None:
+        # It refers to the executor, whose pool stays open for as long.
+        if buffersize is not None and (args := next(calls, None)) is not None:
+            futures.append(executor._pool.submit(task_timeout, fn, args, {}))
+
+    results = _results(futures, submit_next if buffersize is not None else None, until)
+    return results if chunksize == 1 else _flat(results)
+
+
+def _results(
+    futures: collections.deque[Future[Any]], submit_next: Callable[[], None] | None, until: float | None
+) -> Generator[Any]:
+    try:
+        while futures:
+            if submit_next is not None:
+                submit_next()
+            yield _take(futures, None if until is None else until - time.monotonic())
+    finally:
+        is_interrupted = isinstance(sys.exception(), KeyboardInterrupt)
+        for future in futures:
+            if is_interrupted or not future.running():
+                future.cancel()
+        # An exception would refer to itself by way of this frame.
+        futures.clear()
+
+
+def _take(futures: collections.deque[Future[Any]], timeout: float | None) -> Any:
+    value = futures[0].result(timeout)
+    futures.popleft()
+    return value
+
+
+def _flat(chunks: Generator[list[Any]]) -> Generator[Any]:
+    try:
+        for chunk in chunks:
+            chunk.reverse()
+            while chunk:
+                yield chunk.pop()
+    finally:
+        chunks.close()
 
 
 def _call_each[T](fn: Callable[..., T], chunk: Iterable[tuple[Any, ...]]) -> list[T]:
