@@ -185,6 +185,23 @@ def test_functions_of_main_and_closures(backend: str, program: Callable[..., Pro
     assert (found.stdout, found.stderr) == ("4 [2, 4]\n2\n6\n[0, 3, 6, 9]\n", "")
 
 
+def test_a_program_without_a_guard_is_told_of_it(backend: str, program: Callable[..., Program]) -> None:
+    source = """
+        import sys
+        import tractor_host as th
+        def double(x):
+            return 2 * x
+        with th.Executor(1, sys.argv[1]) as pool:
+            print(repr(pool.submit(double, 2).exception(30)))
+    """
+    found = program(source).run(backend)
+    if backend == "fork":
+        assert found.stdout == "None\n"
+    else:
+        assert "guard what only the program is to do by: if __name__ == '__main__':" in found.stdout
+    assert found.stderr == ""
+
+
 def test_closures_among_the_arguments(backend: str) -> None:
     pytest.importorskip("cloudpickle", reason="for closures")
     data = bytearray(200_000)

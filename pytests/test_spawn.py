@@ -675,9 +675,9 @@ def test_a_script_without_a_guard_gets_a_clear_end_and_does_not_spawn_for_ever(
     if backend == "fork":
         assert (ended.stdout, runs) == ("8\n", 1)
     else:
-        # Its own worker runs it again, and that one refuses to go on for ever.
-        assert 2 <= runs <= 3
-        assert ended.returncode in (0, 1)
+        # Its own worker runs it again, and is refused another one.
+        assert (ended.returncode, runs) == (1, 2)
+        assert "guard what only the program is to do by: if __name__ == '__main__':" in ended.stderr
 
 
 @pytest.mark.outside

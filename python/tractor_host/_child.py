@@ -413,24 +413,43 @@ def _new_main() -> Any:
 
 #: What this interpreter's main module was made of; `None` where it is none of ours.
 made_of: list[str] | None = None
+#: The thread that is making it just now.
+_maker: int | None = None
+
+
+def check_main_is_made() -> None:
+    """Nothing can be started by the main module's own code, which does not run to start more of itself.
+
+    Raises:
+        RuntimeError: It runs again just now.
+    """
+    if _maker is not None and _maker == _thread.get_ident():
+        raise RuntimeError(
+            "a worker was asked for while this worker runs the program's main module again, to find what is "
+            "defined there; guard what only the program is to do by: if __name__ == '__main__':"
+        )
 
 
 def make_main(kind: str, value: str) -> None:
     """Runs the parent's main program again, as a module by the name that multiprocessing uses for
     that: what it guards by `__name__ == "__main__"` does not run."""
-    global made_of
+    global made_of, _maker
     import runpy
 
     main = type(sys)("__mp_main__")
     # Already there while it runs: a program that spawns without a guard must find itself.
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main
-    if kind == "module":
-        content = runpy.run_module(value, run_name="__mp_main__", alter_sys=True)
-    elif kind == "path":
-        content = runpy.run_path(_fs_decode(value), run_name="__mp_main__")
-    else:
-        content = {"__name__": "__mp_main__"}
-        exec(compile(value, "<string>", "exec"), content)
+    _maker = _thread.get_ident()
+    try:
+        if kind == "module":
+            content = runpy.run_module(value, run_name="__mp_main__", alter_sys=True)
+        elif kind == "path":
+            content = runpy.run_path(_fs_decode(value), run_name="__mp_main__")
+        else:
+            content = {"__name__": "__mp_main__"}
+            exec(compile(value, "<string>", "exec"), content)
+    finally:
+        _maker = None
     main.__dict__.update(content)
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main
     made_of = [kind, value]

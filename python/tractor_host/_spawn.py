@@ -101,11 +101,13 @@ def spawn(
     Raises:
         TypeError, ValueError: An argument can't be right; the text says which and why. Nothing was started.
         OSError: No process, thread or fd to be had (EAGAIN, EMFILE). Nothing was left behind.
-        RuntimeError: After shutdown, or in a process that was made by `os.fork()` behind our back.
+        RuntimeError: After shutdown, in a process that was made by `os.fork()` behind our back, or in a worker
+            that runs the main module again (what spawns there lacks an `if __name__ == "__main__"`).
 
     A target that can't be imported, or arguments that do not unpickle there, are the worker's failure:
     its exit is `"raised"` and `Worker.result()` raises `RemoteError`.
     """
+    _check_main_is_made()
     wall = resolve_backend(backend)
     if runtime not in (None, "sync", "trio", "asyncio"):
         raise ValueError(f"runtime must be 'sync', 'trio', 'asyncio' or None, not {runtime!r}")
@@ -228,6 +230,13 @@ def check_options(
         raise ValueError(f"priority must be from 0.01 to 100, not {priority}")
     if cpu_quota is not None and _number("cpu_quota", cpu_quota) <= 0.0:
         raise ValueError(f"cpu_quota must be a part of one processor, above 0, not {cpu_quota}")
+
+
+def _check_main_is_made() -> None:
+    """As `_child`'s, which only a worker has loaded."""
+    child = sys.modules.get("tractor_host._child")
+    if child is not None:
+        child.check_main_is_made()
 
 
 def _ancestors() -> list[str]:

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, final
 # `_share` is for `_target`, which would import it while a task is submitted: a Ctrl-C in the middle of that
 # can leave a lock of importlib's taken.
 from tractor_host import _calls, _native, _remote, _share  # noqa: F401
+from tractor_host._child import check_main_is_made
 from tractor_host._errors import RemoteError, TaskTimeout, WorkerDied, WorkerError
 from tractor_host._future import Future, Request, Signal
 from tractor_host._parcel import Packed
@@ -556,6 +557,7 @@ class _Pool:
             raise RuntimeError(
                 f"this Executor belongs to process {self._home}, of which this one is a fork; make one here"
             )
+        check_main_is_made()
         future: Future[Any] = Future(self)
         try:
             task = _Task(future, timeout, fn, args, kwargs)
