@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, BrokenExecutor, CancelledError, wait
 from pathlib import Path
@@ -630,6 +631,24 @@ def test_a_pool_that_nobody_has_ends_with_its_last_task() -> None:
     assert [future.result(PATIENCE) for future in futures] == [0, 2, 4, 6, 8]
     for worker in workers:
         assert worker.wait(PATIENCE).kind == "returned"
+
+
+class _NotToBeSent:
+    def __reduce__(self) -> str:
+        raise ValueError("not to be sent")
+
+
+def test_what_can_not_be_sent_is_not_kept_alive() -> None:
+    with th.Executor(1) as pool:
+        value = _NotToBeSent()
+        reference = weakref.ref(value)
+        gc.disable()
+        try:
+            assert type(pool.submit(id, value).exception(0)) is ValueError
+            del value
+            assert reference() is None
+        finally:
+            gc.enable()
 
 
 def test_a_task_keeps_nothing_alive() -> None:

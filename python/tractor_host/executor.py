@@ -43,6 +43,7 @@ from tractor_host._target import call_of
 from tractor_host._worker import death_of, finite
 
 if TYPE_CHECKING:
+    from tractor_host._target import Target
     from tractor_host._worker import Worker
 
 __all__ = ["Executor", "RemoteTraceback"]
@@ -347,13 +348,8 @@ class _Task:
     __slots__ = ("deadline", "future", "is_begun", "is_second", "main", "target", "timeout")
 
     def __init__(
-        self, future: Future[Any], timeout: float | None, fn: Any, args: Any, kwargs: dict[str, Any]
+        self, future: Future[Any], timeout: float | None, target: Target, main: list[str] | None
     ) -> None:
-        """Packs it.
-
-        Raises:
-            Exception: It can't be pickled.
-        """
         self.future = future
         self.timeout = timeout
         #: When its worker is to be ended, unless it has answered.
@@ -362,7 +358,9 @@ class _Task:
         self.is_begun = False
         #: Whether it is sent for the second time: the first worker died before it had read it.
         self.is_second = False
-        self.target, self.main = call_of(fn, args, kwargs)
+        self.target = target
+        #: What to make the main module of before.
+        self.main = main
 
     def begin(self) -> bool:
         """Has its future count as running; whether nobody has cancelled it."""
@@ -558,15 +556,14 @@ class _Pool:
                 f"this Executor belongs to process {self._home}, of which this one is a fork; make one here"
             )
         check_main_is_made()
-        future: Future[Any] = Future(self)
         try:
-            task = _Task(future, timeout, fn, args, kwargs)
+            target, main = call_of(fn, args, kwargs)
         except Exception as error:
             self._check()
-            future.set_running_or_notify_cancel()
-            future.set_exception(error)
-            return future
+            return self._failed(error)
         self._check()
+        future: Future[Any] = Future(self)
+        task = _Task(future, timeout, target, main)
         if self._thread is None:
             self._found_thread()
         try:
@@ -589,6 +586,13 @@ class _Pool:
         except BaseException:  # a Ctrl-C, say: nobody will ask for it
             future.cancel()
             raise
+        return future
+
+    def _failed(self, error: Exception) -> Future[Any]:
+        """The future of what can't be sent. No frame of the error's refers to it."""
+        future: Future[Any] = Future(self)
+        future.set_running_or_notify_cancel()
+        future.set_exception(error)
         return future
 
     def _check(self) -> None:
