@@ -702,23 +702,28 @@ def test_a_stuck_task_does_not_keep_the_program_from_ctrl_c(program: Callable[..
 
 def test_a_fork_can_not_use_it(program: Callable[..., Program]) -> None:
     source = """
-        import os, warnings, tractor_host as th
+        import os, time, warnings, tractor_host as th
         warnings.simplefilter("ignore")
         if __name__ == "__main__":
             with th.Executor(1) as pool:
-                pool.submit(abs, -1).result()
+                done = pool.submit(abs, -1)
+                done.result()
+                runs, results = pool.submit(time.sleep, 0.5), pool.map(abs, [-1])
                 if not (child := os.fork()):
-                    try:
-                        pool.submit(abs, -1)
-                    except RuntimeError as error:
-                        print(error, flush=True)
+                    for ask in (lambda: pool.submit(abs, -1), runs.result, lambda: next(results)):
+                        try:
+                            ask()
+                        except RuntimeError as error:
+                            print(error, flush=True)
                     pool.shutdown()
-                    os._exit(7)
+                    os._exit(done.result() + 6)
                 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), pool.submit(abs, -2).result())
     """
     found = program(source).run()
-    assert found.stdout.splitlines()[1] == "7 2"
-    assert "of which this one is a fork; make one here" in found.stdout
+    *told, last = found.stdout.splitlines()
+    assert last == "7 2"
+    assert len(told) == 3
+    assert all("this one is a fork; and os.fork() makes processes that can have no" in text for text in told)
     assert found.stderr == ""
 
 

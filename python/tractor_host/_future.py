@@ -102,6 +102,10 @@ class Canceller(Protocol):
         """Ends the worker of a task that was cancelled, if one runs it, and does not wait for anybody."""
         ...
 
+    def check_home(self) -> None:
+        """Says so, by a `RuntimeError`, where nothing will come of its tasks: in a fork of its process."""
+        ...
+
     def is_here(self) -> bool:
         """Whether the calling thread is the one that says what has come of tasks."""
         ...
@@ -294,6 +298,7 @@ class Future[T](concurrent.futures.Future[T]):
         Raises:
             CancelledError: It was cancelled.
             TimeoutError: It was not finished within so many seconds.
+            RuntimeError: It was not when this process was forked, by `os.fork()` say, from the pool's.
             Exception: What the call raised.
         """
         try:
@@ -318,6 +323,8 @@ class Future[T](concurrent.futures.Future[T]):
 
     def _has_finished(self, timeout: float | None) -> bool:
         if not self._over.is_set and not self.done():
+            if self._canceller is not None:
+                self._canceller.check_home()
             self._over.wait(timeout)
         if self._stage == FINISHED:
             return True

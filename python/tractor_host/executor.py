@@ -551,10 +551,7 @@ class _Pool:
     # -- called by anybody, who may be interrupted anywhere ------------------------------------------------
 
     def submit(self, timeout: float | None, fn: Any, args: Any, kwargs: dict[str, Any]) -> Future[Any]:
-        if self._home != os.getpid():
-            raise RuntimeError(
-                f"this Executor belongs to process {self._home}, of which this one is a fork; make one here"
-            )
+        self.check_home()
         check_main_is_made()
         try:
             target, main = call_of(fn, args, kwargs)
@@ -651,6 +648,23 @@ class _Pool:
             task = None if turn is None else turn.task
             if turn is not None and task is not None and task.future is future:
                 turn.end_worker()
+
+    def check_home(self) -> None:
+        """Nothing can be had of it in a forked copy of its process.
+
+        Raises:
+            RuntimeError: This is one.
+        """
+        if self._home == os.getpid():
+            return
+        try:
+            _native.workers()
+            advice = "make one here"
+        except RuntimeError:
+            advice = "and os.fork() makes processes that can have no workers"
+        raise RuntimeError(
+            f"this Executor belongs to process {self._home}, of which this one is a fork; {advice}"
+        )
 
     def is_here(self) -> bool:
         """Whether this is its thread."""
