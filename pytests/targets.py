@@ -1221,6 +1221,11 @@ def sleep_for(seconds: float) -> None:
     time.sleep(seconds)
 
 
+def fork_and_return(value: Any) -> tuple[int, Any]:
+    """In both."""
+    return os.fork(), value
+
+
 def print_soon(value: object) -> None:
     time.sleep(0.1)
     print(value, flush=True)

@@ -297,6 +297,17 @@ def test_what_somebody_else_says_of_a_future_holds() -> None:
 # -- what goes wrong -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_child_of_a_task_that_forks_answers_nothing() -> None:
+    with th.Executor(1, stdio="null") as pool:
+        child, value = pool.submit(targets.fork_and_return, 7).result(PATIENCE)
+        assert value == 7
+        until(lambda: Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z", "its end")
+        (worker,) = pool.workers()
+        assert list(pool.map(abs, range(-5, 0))) == [5, 4, 3, 2, 1]
+        assert pool.workers() == [worker]
+
+
 @pytest.mark.parametrize(
     ("target", "args", "told"),
     [

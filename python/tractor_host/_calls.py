@@ -10,6 +10,7 @@ Workers load this too, so it imports nothing that it can do without.
 import _socket
 import struct
 import sys
+from posix import _exit, getpid
 from time import monotonic
 
 from tractor_host import _native
@@ -399,7 +400,11 @@ def serve_calls(link: Link, *, once: bool = False) -> None:
 
 def _answer(link: Link, message: Message, mains: list[bytes | memoryview]) -> None:
     """Calls, and says what has come of that. Nothing of it stays here, where the next call may never come."""
+    home = getpid()
     answer = _carry_out(message, mains)
+    if getpid() != home:
+        # It has forked, and this is the child: the parent answers.
+        _exit(0 if isinstance(answer, Packed) else 1)
     try:
         if isinstance(answer, Packed):
             link.send(RETURNED, message.number, answer)

@@ -1168,6 +1168,9 @@ class _Pool:
                 self._break(error)
         if task is None:
             return
+        if slot.confusion is not None and slot.end == "mute":
+            # Nobody has asked for that end.
+            error = WorkerDied(str(error), error.exit)
         error.add_note(f"It was carrying out {task.target.description}.")
         if slot.confusion is not None:
             error.add_note(f"It had sent {slot.confusion}.")
