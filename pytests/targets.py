@@ -1221,6 +1221,15 @@ def sleep_for(seconds: float) -> None:
     time.sleep(seconds)
 
 
+def use_up_fds() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    with contextlib.suppress(OSError):
+        while True:
+            os.dup(0)
+
+
 def fork_and_return(value: Any) -> tuple[int, Any]:
     """In both."""
     return os.fork(), value

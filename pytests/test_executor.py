@@ -471,6 +471,25 @@ def test_memory_that_may_not_be_had() -> None:
         with pytest.raises(MemoryError):
             pool.submit(targets.zeros, 1 << 30).result(PATIENCE)
         assert pool.submit(os.getpid).result(PATIENCE) == pid
+        # Arguments take some as well.
+        error = pool.submit(len, bytes(1 << 29)).exception(PATIENCE)
+        assert isinstance(error, MemoryError)
+        assert error.__notes__ == ["raised while a call was received in its worker"]
+        assert pool.submit(os.getpid).result(PATIENCE) == pid
+
+
+@pytest.mark.parametrize("own", ["forkserver", "fork", "exec"])
+def test_a_worker_without_descriptors_says_so_and_goes_on(own: str) -> None:
+    with th.Executor(1, own) as pool:
+        pool.submit(targets.use_up_fds).result(PATIENCE)
+        (worker,) = pool.workers()
+        with pytest.raises(OSError, match="Too many open files"):
+            pool.submit(len, bytes(200_000)).result(PATIENCE)
+        assert pool.submit(abs, -1).result(PATIENCE) == 1
+        with pytest.raises(OSError, match="Too many open files"):
+            pool.submit(targets.zeros, 200_000).result(PATIENCE)
+        assert pool.submit(abs, -1).result(PATIENCE) == 1
+        assert pool.workers() == [worker]
 
 
 # -- workers ---------------------------------------------------------------------------------------------------

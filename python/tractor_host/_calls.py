@@ -359,6 +359,9 @@ def serve(
     memory_limit: int | None,
 ) -> None:
     """A worker's target: carries out one call after the other, until there is nobody left to call."""
+    if _native.is_main_interpreter():
+        # What says that there is no descriptor or memory left could not be imported then.
+        from tractor_host import _lending, _remote, _share  # noqa: F401
     if memory_limit is not None:
         import resource
 
@@ -382,7 +385,15 @@ def serve_calls(link: Link, *, once: bool = False) -> None:
     # What to make the main module of, until that is done.
     mains: list[bytes | memoryview] = []
     while True:
-        message = link.receive()
+        try:
+            message = link.receive()
+        except Incomplete as error:
+            if error.kind != CALL:
+                raise
+            if not once or error.number > last:
+                last = error.number
+                _refuse(link, error)
+            continue
         if message is None:
             return
         if message.kind == MAIN:
@@ -396,6 +407,16 @@ def serve_calls(link: Link, *, once: bool = False) -> None:
             _answer(link, message, mains)
         except BrokenPipeError, ConnectionResetError:
             return  # who has asked is gone
+
+
+def _refuse(link: Link, error: Incomplete) -> None:
+    """There is no memory or descriptor left here for a call."""
+    from errno import ENOMEM
+
+    kind = MemoryError if error.errno == ENOMEM else OSError
+    refusal = kind(error.errno, error.strerror)
+    add_note(refusal, "raised while a call was received in its worker")
+    link.send_bytes(RAISED, error.number, dumped(refusal))
 
 
 def _answer(link: Link, message: Message, mains: list[bytes | memoryview]) -> None:
