@@ -101,8 +101,8 @@ def spawn(
     Raises:
         TypeError, ValueError: An argument can't be right; the text says which and why. Nothing was started.
         OSError: No process, thread or fd to be had (EAGAIN, EMFILE). Nothing was left behind.
-        RuntimeError: After shutdown, in a process that was made by `os.fork()` behind our back, or in a worker
-            that runs the main module again (what spawns there lacks an `if __name__ == "__main__"`).
+        RuntimeError: After shutdown; in a process that was made by `os.fork()` behind our back; or in a
+            worker that runs the main module again (what spawns there lacks an `if __name__ == "__main__"`).
 
     A target that can't be imported, or arguments that do not unpickle there, are the worker's failure:
     its exit is `"raised"` and `Worker.result()` raises `RemoteError`.
@@ -111,8 +111,7 @@ def spawn(
     wall = resolve_backend(backend)
     if runtime not in (None, "sync", "trio", "asyncio"):
         raise ValueError(f"runtime must be 'sync', 'trio', 'asyncio' or None, not {runtime!r}")
-    if gil not in ("shared", "own", "auto"):
-        raise ValueError(f"gil must be 'shared', 'own' or 'auto', not {gil!r}")
+    _check_gil(gil)
     for what, text in (("name", name), ("process", process)):
         if text is not None:
             _check_name(what, text)
@@ -193,43 +192,61 @@ def spawn(
 
 
 def check_options(
+    wall: str | None = None,
     *,
     name: str | None,
     gil: str,
-    process: str | None,
+    process: str | None = None,
     stdio: str | os.PathLike[str],
     env: Mapping[str, str] | None,
     cwd: str | os.PathLike[str] | None,
     ladder: Mapping[str, float] | None,
     priority: float,
     cpu_quota: float | None,
+    cancel_timeout: float = _BUDGET,
+    kill_timeout: float = _BUDGET,
 ) -> None:
-    """Checks each for itself, for whoever spawns later; whether they go together is seen then.
+    """Whether `spawn` takes these, for whoever spawns with them later; without a `wall`, which is one of
+    `BACKENDS`, each for itself alone.
 
     Raises:
-        TypeError, ValueError: As `spawn` does.
+        TypeError, ValueError: One of them can't be right.
     """
-    if gil not in ("shared", "own", "auto"):
-        raise ValueError(f"gil must be 'shared', 'own' or 'auto', not {gil!r}")
+    _check_gil(gil)
     for what, text in (("name", name), ("process", process)):
         if text is not None:
             _check_name(what, text)
+            if "\0" in text:
+                raise ValueError(f"the {what} {text!r} has a NUL, which no process can be called by")
     _stdio(stdio)
     for what, mapping in (("env", env), ("ladder", ladder)):
         if mapping is not None and not isinstance(mapping, Mapping):
             raise TypeError(f"{what} must be a mapping, not {type(mapping).__name__}")
     for pair in (env or {}).items():
         _variable(*pair)
-    for rung, seconds in (ladder or {}).items():
-        if not isinstance(rung, str):
-            raise TypeError(f"the rungs of a ladder are strings, not {type(rung).__name__}")
-        budget(f"the budget of {rung!r} in the ladder", seconds)
     if cwd is not None:
         fs_text(os.fspath(cwd))
+    budget("cancel_timeout", cancel_timeout)
+    budget("kill_timeout", kill_timeout)
+    if ladder is not None and wall is not None:
+        there = dict(_native.rungs(wall))
+        for rung, _ in _ladder(wall, ladder, cancel_timeout, kill_timeout):
+            if rung not in there:
+                raise ValueError(f"{wall!r} has no rung {rung!r}; there are {', '.join(map(repr, there))}")
+    elif ladder is not None:
+        for step, seconds in ladder.items():
+            if not isinstance(step, str):
+                raise TypeError(f"the rungs of a ladder are strings, not {type(step).__name__}")
+            budget(f"the budget of {step!r} in the ladder", seconds)
     if not 0.01 <= _number("priority", priority) <= 100.0:
         raise ValueError(f"priority must be from 0.01 to 100, not {priority}")
     if cpu_quota is not None and _number("cpu_quota", cpu_quota) <= 0.0:
         raise ValueError(f"cpu_quota must be a part of one processor, above 0, not {cpu_quota}")
+
+
+def _check_gil(gil: str) -> None:
+    if gil not in ("shared", "own", "auto"):
+        raise ValueError(f"gil must be 'shared', 'own' or 'auto', not {gil!r}")
 
 
 def _check_main_is_made() -> None:

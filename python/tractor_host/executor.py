@@ -33,17 +33,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal, final
 # `_share` is for `_target`, which would import it while a task is submitted: a Ctrl-C in the middle of that
 # can leave a lock of importlib's taken.
 from tractor_host import _calls, _native, _remote, _share  # noqa: F401
+from tractor_host._by_value import ByValue
 from tractor_host._child import check_main_is_made
 from tractor_host._errors import RemoteError, TaskTimeout, WorkerDied, WorkerError
 from tractor_host._future import Future, Request, Signal
 from tractor_host._parcel import Packed
 from tractor_host._remote import RemoteTraceback
-from tractor_host._spawn import has_our_main, resolve_backend, spawn
-from tractor_host._target import call_of
+from tractor_host._spawn import check_options, has_our_main, resolve_backend, spawn
+from tractor_host._target import Target, call_of, describe
 from tractor_host._worker import death_of, finite
 
 if TYPE_CHECKING:
-    from tractor_host._target import Target
     from tractor_host._worker import Worker
 
 __all__ = ["Executor", "RemoteTraceback"]
@@ -105,7 +105,7 @@ class Executor(concurrent.futures.Executor):
                 processors that may be used.
             backend: As for `spawn`.
             initializer: Called in each worker, with `initargs`, before its first task. If it raises, the pool
-                is broken.
+                is broken. Sent as what is submitted is.
             max_tasks_per_child: A worker that has carried out so many is replaced.
             task_timeout: Seconds that each task may take; then its worker is ended and its future has a
                 `TaskTimeout`. `with_timeout` gives other limits.
@@ -143,6 +143,10 @@ class Executor(concurrent.futures.Executor):
             backend = wall
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
+        check_options(
+            wall, name=name, gil=gil, stdio=stdio, env=env, cwd=cwd, cancel_timeout=cancel_timeout,
+            kill_timeout=kill_timeout, ladder=ladder, priority=priority, cpu_quota=cpu_quota,
+        )  # fmt: skip
         options = {
             "backend": backend, "gil": gil, "stdio": stdio, "env": env, "cwd": cwd,
             "cancel_timeout": cancel_timeout, "kill_timeout": kill_timeout, "ladder": ladder,
@@ -150,7 +154,7 @@ class Executor(concurrent.futures.Executor):
         }  # fmt: skip
         self._max_workers = max_workers
         self._pool = _Pool(
-            max_workers, name, (initializer, tuple(initargs), memory_limit),
+            max_workers, name, (*_sendable(initializer, tuple(initargs)), memory_limit),
             {key: value for key, value in options.items() if value is not None},
             max_tasks_per_child, finite("idle_timeout", idle_timeout),
         )  # fmt: skip
@@ -262,6 +266,28 @@ class _Limited(concurrent.futures.Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Nothing: the pool is the executor's."""
+
+
+def _sendable(
+    initializer: Callable[..., object] | None, initargs: tuple[Any, ...]
+) -> tuple[Callable[..., object] | None, tuple[Any, ...]]:
+    """The initializer and its arguments, by cloudpickle where pickle can't send them.
+
+    Raises:
+        TypeError: Nothing can.
+    """
+    if initializer is None:
+        return None, initargs
+    try:
+        Target.of_call(initializer, initargs, {})
+    except Exception as error:
+        whole = ByValue(functools.partial(initializer, *initargs), describe(initializer))
+        try:
+            Packed(whole)
+        except Exception:
+            raise TypeError(f"the initializer or its arguments can't be sent to a worker: {error}") from error
+        return whole, ()
+    return initializer, initargs
 
 
 def _check_count(what: str, count: int) -> None:
