@@ -15,6 +15,7 @@ import pickle
 import random
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -184,6 +185,21 @@ def test_functions_of_main_and_closures(backend: str, program: Callable[..., Pro
     pytest.importorskip("cloudpickle", reason="for closures")
     found = program(MAIN).run(backend)
     assert (found.stdout, found.stderr) == ("4 [2, 4]\n2\n6\n[0, 3, 6, 9]\n", "")
+
+
+@pytest.mark.parametrize("options", [["-c"], ["-Bc"], ["-W", "ignore", "-Bsc"], ["-X", "utf8", "-sc"]])
+def test_functions_of_a_main_module_on_the_command_line(options: list[str]) -> None:
+    code = """if True:
+        import tractor_host as th
+        def double(x):
+            return 2 * x
+        if __name__ == "__main__":
+            with th.Executor(1) as pool:
+                print(pool.submit(double, 2).result(30))
+    """
+    command = [sys.executable, *options, code]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("4\n", "", 0)
 
 
 def test_a_program_without_a_guard_is_told_of_it(backend: str, program: Callable[..., Program]) -> None:

@@ -242,8 +242,19 @@ def main_module() -> list[str] | None:
     path = getattr(main, "__file__", None)
     if isinstance(path, str) and os.path.exists(path):
         return ["path", fs_text(os.path.abspath(path))]
-    if "-c" in sys.orig_argv[1:] and sys.argv[:1] == ["-c"]:
-        return ["code", sys.orig_argv[sys.orig_argv.index("-c") + 1]]
+    code = _code_of(sys.orig_argv[1:]) if sys.argv[:1] == ["-c"] else None
+    return None if code is None else ["code", code]
+
+
+def _code_of(arguments: list[str]) -> str | None:
+    """What follows the option `-c`, which may be the last one of several, as in `-Ic`."""
+    if "-c" in arguments[:-1]:
+        return arguments[arguments.index("-c") + 1]
+    for place, text in enumerate(arguments):
+        # The others of those that take a value, which may have this letter in it.
+        found = re.fullmatch("-[^-cWXm]*c(.*)", text, re.DOTALL)
+        if found is not None:
+            return found[1] or next(iter(arguments[place + 1 :]), None)
     return None
 
 
