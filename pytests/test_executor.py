@@ -343,6 +343,7 @@ def test_a_death_fails_one_future(process_backend: str, target: Any, args: Any, 
         error = dies.exception(PATIENCE)
         assert isinstance(error, th.WorkerError), error
         assert told is None or told in str(error)
+        assert f"({process_backend}, targets:{target.__name__})" in str(error)
         assert error.__notes__[0] == f"It was carrying out targets:{target.__name__}."
         assert [future.result(PATIENCE) for future in waits] == list(range(1, 11))
         assert other.result(PATIENCE) is None

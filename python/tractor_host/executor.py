@@ -1197,6 +1197,8 @@ class _Pool:
         if slot.confusion is not None and slot.end == "mute":
             # Nobody has asked for that end.
             error = WorkerDied(str(error), error.exit)
+        # It is named after what it was carrying out, and not after what every worker of a pool runs.
+        error.args = (str(error.args[0]).replace(slot.worker.target, task.target.description, 1),)
         error.add_note(f"It was carrying out {task.target.description}.")
         if slot.confusion is not None:
             error.add_note(f"It had sent {slot.confusion}.")
