@@ -696,6 +696,16 @@ class _NotToBeSent:
         raise ValueError("not to be sent")
 
 
+def test_neither_a_pool_nor_a_future_can_be_sent() -> None:
+    with th.Executor(1) as pool:
+        future = pool.submit(abs, -1)
+        for value, what in ((pool, "an Executor"), (future, "the Future of an Executor")):
+            error = pool.submit(id, value).exception(PATIENCE)
+            assert isinstance(error, TypeError)
+            assert str(error) == f"{what} cannot be pickled or copied: it is of this process"
+            assert f"argument 1 of type {type(value).__name__} cannot" in error.__notes__[-1]
+
+
 def test_what_can_not_be_sent_is_not_kept_alive() -> None:
     with th.Executor(1) as pool:
         value = _NotToBeSent()

@@ -29,7 +29,7 @@ from concurrent.futures._base import (
     PENDING,
     RUNNING,
 )
-from typing import Any, Final, Protocol, final
+from typing import Any, Final, NoReturn, Protocol, final
 
 #: What a future's fate can be.
 _CANCEL: Final = "cancel"
@@ -277,6 +277,9 @@ class Future[T](concurrent.futures.Future[T]):
     def done(self) -> bool:
         """Whether it was cancelled or is finished."""
         return self._stage == FINISHED or self._fate.get(None) is _CANCEL
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("the Future of an Executor cannot be pickled or copied: it is of this process")
 
     def add_done_callback(self, fn: Callable[[Future[T]], object]) -> None:
         """Has `fn(future)` called when it is done, by whoever finishes it; at once if it is."""

@@ -9,9 +9,9 @@ and the garbage collector may have one close the pool. What the pool is, its thr
 else leaves something in its inbox and rings, or takes an idle worker's turn; either is one call in C. What he
 was interrupted in before he had sent it, the thread sends: it may come twice, and is carried out once.
 
-What the thread calls of the user's (done-callbacks, what unpickles results) can hold it up, and no exception of
-that ends it. So who cancels a task that runs, or kills the workers, has them ended himself: a worker's turn is
-its last one if he says so before the thread gives it the next.
+What the thread calls of the user's (done-callbacks, what unpickles results) can hold it up, and no exception
+of that ends it. So who cancels a task that runs, or kills the workers, has them ended himself: a worker's turn
+is its last one if he says so before the thread gives it the next.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, InvalidStateError
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, final
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, final
 
 # `_share` is for `_target`, which would import it while a task is submitted: a Ctrl-C in the middle of that
 # can leave a lock of importlib's taken.
@@ -220,6 +220,9 @@ class Executor(concurrent.futures.Executor):
         self._pool.close(cancel=cancel_futures)
         if wait:
             self._pool.join()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Executor cannot be pickled or copied: it is of this process")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
