@@ -10,8 +10,8 @@ else leaves something in its inbox and rings, or takes an idle worker's turn; ei
 was interrupted in before he had sent it, the thread sends: it may come twice, and is carried out once.
 
 What the thread calls of the user's (done-callbacks, what unpickles results) can hold it up, and no exception
-of that ends it. So who cancels a task that runs, or kills the workers, has them ended himself: a worker's turn
-is its last one if he says so before the thread gives it the next.
+of that ends it. So who cancels a task that runs, or kills the workers, has them ended himself: a turn is a
+worker's last one if he says so before the thread gives it the next.
 """
 
 from __future__ import annotations
