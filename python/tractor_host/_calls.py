@@ -359,21 +359,29 @@ def serve(
     memory_limit: int | None,
 ) -> None:
     """A worker's target: carries out one call after the other, until there is nobody left to call."""
-    if _native.is_main_interpreter():
-        # What says that there is no descriptor or memory left could not be imported then.
-        from tractor_host import _lending, _remote, _share  # noqa: F401
     if memory_limit is not None:
         import resource
 
+        _import_what_refuses()
         resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
     link = Link(socket)
     try:
         if initializer is not None:
             initializer(*initargs)
         link.send(READY, 0)
+        if _native.is_main_interpreter():
+            _import_what_refuses()
         serve_calls(link, once=True)
     finally:
         link.close()
+
+
+def _import_what_refuses() -> None:
+    """What says that there is no descriptor or memory left could not be imported then."""
+    try:
+        from tractor_host import _lending, _remote, _share  # noqa: F401
+    except Exception:  # there is none already
+        return
 
 
 def serve_calls(link: Link, *, once: bool = False) -> None:
