@@ -295,6 +295,25 @@ def test_a_fork_of_the_user_s_own_works_beside_busy_subinterpreters(
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, expected, "")
 
 
+def test_a_fork_while_the_first_subinterpreter_is_made_survives(program: Callable[..., Program]) -> None:
+    source = """
+        import os, warnings
+        import tractor_host as th
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        worker = th.spawn("time:sleep", 0.1, backend="subint")
+        ends = []
+        while worker.state != "running" and worker.exit is None:
+            if (pid := os.fork()) == 0:
+                os._exit(0)
+            ends.append(os.waitpid(pid, 0)[1])
+        worker.result(timeout=20)
+        print(len(ends) > 0, {*ends})
+    """
+    ran = program(source).run()
+    assert (ran.stdout, ran.stderr) == ("True {0}\n", "")
+
+
 @pytest.mark.parametrize("gil", ["shared", "own"])
 def test_a_fork_from_inside_a_subinterpreter_is_refused(gil: str) -> None:
     """By a clear error, and not by the death of its child."""

@@ -25,15 +25,22 @@ pub enum Side {
 /// subinterpreters crashes in `PyOS_AfterFork_Child` (cpython#139759).
 /// Where this Python's layout is not known nothing is done, and such a child ends as it does without us.
 pub fn guard(_: Token<'_>) {
+    // Checked now, while this thread is attached.
+    if Offsets::get().is_ok() {
+        guard_if_checked();
+    }
+}
+
+/// As [`guard`], by a thread that may not be attached; nothing is done where nobody has looked at the layout yet.
+pub fn guard_if_checked() {
     static GUARDED: Once = Once::new();
-    GUARDED.call_once(|| {
-        // Checked now, while this thread is attached.
-        if Offsets::get().is_ok()
-            && let Err(error) = process::at_fork_in_child(leave_interpreters_behind)
-        {
-            fault!("os.fork() beside subinterpreters will crash its child: {error}");
-        }
-    });
+    if Offsets::if_checked().is_some() {
+        GUARDED.call_once(|| {
+            if let Err(error) = process::at_fork_in_child(leave_interpreters_behind) {
+                fault!("os.fork() beside subinterpreters will crash its child: {error}");
+            }
+        });
+    }
 }
 
 /// In a child that was just forked, before CPython (or anybody else) looks at it.

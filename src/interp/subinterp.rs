@@ -49,6 +49,8 @@ impl SubInterpreter {
     /// # Errors
     /// What CPython says (out of memory, mostly).
     pub fn create(gil: Gil) -> Result<Self> {
+        // Before there is one: whoever forks meanwhile does not wait until it is made.
+        super::fork::guard_if_checked();
         let config = gil.config();
         let mut state = std::ptr::null_mut();
         // SAFETY: the runtime is up for as long as supervisor threads run; the configuration is
