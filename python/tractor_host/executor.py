@@ -1037,7 +1037,12 @@ class _Pool:
     def _conclude(self, turn: _Turn) -> None:
         """Its worker can have another one, unless somebody ends it for this one."""
         if not turn.may_follow():
-            turn.slot.end = turn.slot.end or "cancel"
+            slot = turn.slot
+            slot.end = slot.end or "cancel"
+            # It waits for a call, where a subinterpreter hears of no cancelling: it reads this.
+            slot.link.socket.shutdown(socket.SHUT_WR)
+            # Who was to do so may have been interrupted.
+            _native.kill(slot.worker._key)
 
     def _next(self) -> _Task | None:
         """The first one that nobody has cancelled; it counts as running from now on."""
