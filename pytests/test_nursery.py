@@ -1564,6 +1564,47 @@ def test_the_wrong_order_ends_its_actors() -> None:
     run("asyncio", main)
 
 
+def test_an_actor_whose_answer_can_not_be_received_is_not_waited_for(loop: str) -> None:
+    async def main() -> None:
+        reader, writer = os.pipe()
+        try:
+            with pytest.raises(ExceptionGroup) as raised:
+                async with th.open_nursery() as nursery:
+                    portal = await nursery.run_in_actor(acting.answer_when_told, th.Fd(reader), 4 << 20)
+                    with helpers.no_descriptor_left():
+                        os.write(writer, b"x")
+                        with pytest.raises(OSError, match="descriptors of a message") as lost:
+                            await portal.result()
+                    raise lost.value
+            assert isinstance(raised.value.exceptions[0], OSError)
+        finally:
+            os.close(reader)
+            os.close(writer)
+
+    run(loop, main)
+
+
+@pytest.mark.outside
+def test_a_program_without_a_guard_is_told_of_it(program: Callable[..., Program]) -> None:
+    source = """
+        import asyncio
+        import tractor_host as th
+
+        def work():
+            pass
+
+        async def main():
+            async with th.open_nursery() as nursery:
+                await nursery.run_in_actor(work)
+
+        asyncio.run(main())
+    """
+    ran = program(source).run()
+    assert (ran.returncode, "RuntimeError: a worker was asked for while" in ran.stderr) == (1, True), (
+        ran.stderr
+    )
+
+
 # -- the messages themselves ---------------------------------------------------------------------------------------
 
 
@@ -1619,7 +1660,13 @@ def test_what_is_to_be_heard_in_time_does_not_wait_for_the_rest(loop: str) -> No
             tasks.start_soon(give_up)
             await _until_they_wait(channel, 1)
             for count, (kind, number) in enumerate(
-                [(_calls.CALL, 3), (_calls.CANCEL, 1), (_calls.END, 4), (_calls.CREDIT, 2), (_calls.CALL, 5)]
+                [
+                    (_calls.ITEM, 3),
+                    (_calls.CANCEL, 1),
+                    (_calls.CLOSED, 4),
+                    (_calls.CREDIT, 2),
+                    (_calls.CALL, 5),
+                ]
             ):
                 tasks.start_soon(send, kind, number)
                 await _until_they_wait(channel, count + 2)

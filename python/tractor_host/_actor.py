@@ -388,7 +388,7 @@ def _log_to(link: Link, level: int | str) -> None:
 
 def _content_of(record: logging.LogRecord) -> dict[str, Any]:
     """A record without what can't be sent, or unpickled there: its text is made here."""
-    content = {str.__str__(key): _plain(value) for key, value in record.__dict__.items()}
+    content: dict[Any, Any] = {_plain(key): _plain(value) for key, value in list(record.__dict__.items())}
     try:
         text = record.getMessage()
     except Exception as error:

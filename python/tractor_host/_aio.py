@@ -45,7 +45,7 @@ _IDLE: Final = 10.0
 
 #: What goes before all else that waits for room: the other end waits for it, or would be ended for not
 #: having heard it. None of it has to come after what was to be sent before.
-_URGENT: Final = frozenset({_calls.CANCEL, _calls.CREDIT, _calls.CLOSED})
+_URGENT: Final = frozenset({_calls.CANCEL, _calls.CREDIT})
 
 
 class _Sender:

@@ -51,9 +51,9 @@ class Packed:
         self._buffers: list[memoryview] = []
         pickler = pickle.Pickler(_Sink(self._pickle), 5, buffer_callback=self._leave_out)
         pickler.dispatch_table = {
+            **_of_proxies(),
             **copyreg.dispatch_table,
             memoryview: _reduce_view,
-            **_of_proxies(),
             **(table or {}),
         }
         pickler.dump(value)
@@ -225,7 +225,7 @@ def _of_proxies() -> Table:
 
 def _reduce_proxy(proxy: Any) -> tuple[Any, ...]:
     """With the key of its manager, which it leaves out itself: workers of ours do not inherit that."""
-    reduced: tuple[Any, ...] = proxy.__reduce__()
+    reduced: tuple[Any, ...] = proxy.__reduce_ex__(5)
     if reduced[0] is not sys.modules["multiprocessing.managers"].RebuildProxy:
         return reduced  # a type of somebody's, who says how
     rebuild, (*others, options) = reduced

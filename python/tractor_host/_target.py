@@ -248,8 +248,6 @@ def main_module() -> list[str] | None:
 
 def _code_of(arguments: list[str]) -> str | None:
     """What follows the option `-c`, which may be the last one of several, as in `-Ic`."""
-    if "-c" in arguments[:-1]:
-        return arguments[arguments.index("-c") + 1]
     for place, text in enumerate(arguments):
         # The others of those that take a value, which may have this letter in it.
         found = re.fullmatch("-[^-cWXm]*c(.*)", text, re.DOTALL)

@@ -321,7 +321,7 @@ class Worker:
 
 
 def death_of(worker: Worker) -> WorkerError:
-    """Why it has ended, of all things."""
+    """Why it has ended, of all things. What it said may be lost, for want of memory or descriptors here."""
     try:
         worker.result(0)
     except WorkerError as error:
@@ -329,6 +329,11 @@ def death_of(worker: Worker) -> WorkerError:
         # descriptor.
         error.__context__ = None
         return error.with_traceback(None)
+    except Exception as error:
+        from tractor_host import _remote
+
+        found, lost = worker.wait(), _remote.summary(error)
+        return WorkerDied(f"worker {worker.name!r} left: {found.cause}; what it said is lost: {lost}", found)
     return WorkerDied(f"worker {worker.name!r} left: {worker.wait().cause}", worker.wait())
 
 

@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, final
 from tractor_host import _calls, _native, _remote, _share  # noqa: F401
 from tractor_host._by_value import ByValue
 from tractor_host._child import check_main_is_made
-from tractor_host._errors import RemoteError, TaskTimeout, WorkerDied, WorkerError
+from tractor_host._errors import RemoteError, TaskTimeout, WorkerDied
 from tractor_host._future import Future, Request, Signal
 from tractor_host._parcel import Packed
 from tractor_host._remote import RemoteTraceback
@@ -325,9 +325,14 @@ def _map(
         fn = functools.partial(_call_each, fn)
         calls = ((chunk,) for chunk in itertools.batched(calls, chunksize, strict=False))
     submit = executor._pool.submit
-    futures = collections.deque(
-        submit(task_timeout, fn, args, {}) for args in itertools.islice(calls, buffersize)
-    )
+    futures: collections.deque[Future[Any]] = collections.deque()
+    try:
+        for args in itertools.islice(calls, buffersize):
+            futures.append(submit(task_timeout, fn, args, {}))
+    except BaseException:  # nobody will ask for them
+        for future in futures:
+            future.cancel()
+        raise
 
     def submit_next() -> None:
         # It refers to the executor, whose pool stays open for as long.
@@ -367,6 +372,8 @@ def _flat(chunks: Generator[list[Any]]) -> Generator[Any]:
             chunk.reverse()
             while chunk:
                 yield chunk.pop()
+    except KeyboardInterrupt as error:
+        chunks.throw(error)  # which ends what runs
     finally:
         chunks.close()
 
@@ -723,13 +730,14 @@ class _Pool:
         thread = self._thread
         if thread is None or thread is threading.current_thread() or self._home != os.getpid():
             return
-        workers = self.workers()
-        for worker in workers:
+        for worker in self.workers():
             _native.kill(worker._key)
-        for worker in workers:
+        for worker in self.workers():
             worker.wait()
-        # It may be in somebody's callback.
+        # It may be in somebody's callback; or it was starting a worker, and ends that.
         thread.join(_LEAVE)
+        for worker in self.workers():
+            worker.wait()
 
     def workers(self) -> list[Worker]:
         return [slot.worker for slot in list(self._slots.values())]
@@ -970,7 +978,10 @@ class _Pool:
     def _hand_out(self) -> None:
         """Has those that wait be called for by those that are idle."""
         while self._waiting and self._idle:
-            turn = self._idle.pop()
+            try:
+                turn = self._idle.pop()
+            except IndexError:
+                break  # somebody has taken the last one
             if turn.take(None):
                 self._free(turn.slot)
 
@@ -1031,6 +1042,8 @@ class _Pool:
             task.start_clock()
             turn.take(task)
             slot.turn = turn
+            if task.future.cancelled():
+                turn.end_worker()  # whoever has cancelled it may have looked before that
             if self._begin(turn, task):
                 return
 
@@ -1199,7 +1212,7 @@ class _Pool:
             self._waiting[task.future] = task
             self._waiting.move_to_end(task.future, last=False)
             task = None
-        error = _death_of(slot.worker)
+        error = death_of(slot.worker)
         if not slot.ready and slot.end in ("dead", "mute"):
             self._stillborn += 1
             if isinstance(error, RemoteError) or self._stillborn >= _MOST_STILLBORN:
@@ -1232,14 +1245,6 @@ class _Pool:
         error = BrokenExecutor(f"{what}: {self._broken}")
         error.__cause__ = self._broken
         return error
-
-
-def _death_of(worker: Worker) -> WorkerError:
-    try:
-        return death_of(worker)
-    except Exception as error:  # here is no descriptor or memory left for what it has said
-        found, lost = worker.wait(), _remote.summary(error)
-        return WorkerDied(f"worker {worker.name!r} left: {found.cause}; what it said is lost: {lost}", found)
 
 
 def _is_being_ended(slot: _Slot) -> bool:

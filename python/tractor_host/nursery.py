@@ -28,7 +28,7 @@ import anyio.lowlevel  # isort: skip
 
 from tractor_host import _actor, _calls, _native, _remote
 from tractor_host._calls import Datagram, Incomplete, Link, Message
-from tractor_host._child import is_async
+from tractor_host._child import check_main_is_made, is_async
 from tractor_host._errors import BootTimeout, RemoteError, WorkerError, WorkerKilled
 from tractor_host._parcel import Packed, unpack
 from tractor_host._spawn import check_options, has_our_main, resolve_backend, running_loop, spawn
@@ -559,6 +559,7 @@ class _Core:
 
     async def start(self, actor: _Worker) -> None:
         self.check_here()
+        check_main_is_made()
         if self._state != "open":
             raise RuntimeError("the nursery's block has ended: no more actors can be started")
         if actor.name in self.actors:
@@ -576,7 +577,7 @@ class _Core:
         if len(self._restarts) >= self._max_restarts:
             return None
         self._restarts.append(now)
-        delay = min(first * 2.0 ** (len(self._restarts) - 1), _LONGEST_DELAY)
+        delay = min(first * 2.0 ** min(len(self._restarts) - 1, 64), _LONGEST_DELAY)
         paused = max(0.0, now + delay - max(now, self._paused_until))
         self._paused_until = max(now + delay, self._paused_until)
         self._restarts = [then + paused for then in self._restarts]
@@ -877,6 +878,9 @@ class _Worker:
             call.stream.arrived(error)
         else:
             call.settle(error)
+            if call is self._only_call:
+                self.forget(call)
+                self._leave()
 
     def _heard(self, channel: Channel, message: Message, started: Callable[[], None]) -> None:
         number = message.number

@@ -1,6 +1,6 @@
 //! Forking while Python is embedded, also while subinterpreters live; by us and by anybody else.
 
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::attach::Token;
 use super::template::Template;
@@ -33,13 +33,15 @@ pub fn guard(_: Token<'_>) {
 
 /// As [`guard`], by a thread that may not be attached; nothing is done where nobody has looked at the layout yet.
 pub fn guard_if_checked() {
-    static GUARDED: Once = Once::new();
-    if Offsets::if_checked().is_some() {
-        GUARDED.call_once(|| {
-            if let Err(error) = process::at_fork_in_child(leave_interpreters_behind) {
-                fault!("os.fork() beside subinterpreters will crash its child: {error}");
-            }
-        });
+    // Not a `Once`, which a fork by another thread would leave half done in its child. Two that come here at once
+    // both have the handler entered: to run it again changes nothing.
+    static GUARDED: AtomicBool = AtomicBool::new(false);
+    if Offsets::if_checked().is_none() || GUARDED.load(Ordering::Acquire) {
+        return;
+    }
+    match process::at_fork_in_child(leave_interpreters_behind) {
+        Ok(()) => GUARDED.store(true, Ordering::Release),
+        Err(error) => fault!("os.fork() beside subinterpreters will crash its child: {error}"),
     }
 }
 

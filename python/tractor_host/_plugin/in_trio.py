@@ -22,7 +22,9 @@ def deliver(frame: FrameType | None, error: BaseException) -> bool:
     Returns:
         Whether it is to be raised there.
     """
-    with contextlib.suppress(AttributeError):  # no loop runs, or it is another trio
+    with contextlib.suppress(
+        AttributeError, RuntimeError
+    ):  # no loop runs, or not for long; or it is another trio
         runner = _module("_run").GLOBAL_RUN_CONTEXT.runner
         if _module("_ki").ki_protection_enabled(frame):
             runner.entry_queue.run_sync_soon(_raise_in_main, runner, error)
@@ -46,9 +48,9 @@ def loops(frame: FrameType | None) -> list[Generator[Any, Any, Any]]:
         code = _module("_run").run.__code__
         while frame is not None:
             if frame.f_code is code:
-                found.append(frame.f_locals["gen"])
+                found.append(frame.f_locals.get("gen"))
             frame = frame.f_back
-    return found
+    return [loop for loop in found if loop is not None]  # it may not be made yet
 
 
 def abandon(left: list[Generator[Any, Any, Any]]) -> None:
@@ -56,7 +58,8 @@ def abandon(left: list[Generator[Any, Any, Any]]) -> None:
     while left:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # that this has happened
-            left.pop(0).close()
+            with contextlib.suppress(ValueError):  # one that the tests themselves run in, and runs on
+                left.pop(0).close()
 
 
 def _module(name: str) -> Any:

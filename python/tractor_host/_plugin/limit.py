@@ -61,6 +61,8 @@ class Channel:
 
     def wait_for_leave(self) -> None:
         """Waits until this process may go on, if it may: its report may be written by another by now."""
+        if self._lost or not self.is_ours:
+            return
         self._channel.settimeout(_PATIENCE)
         with contextlib.suppress(OSError):
             self._channel.recv(1 << 16)
