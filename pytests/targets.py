@@ -1096,10 +1096,13 @@ def count_cancellations() -> int:
     from tractor_host import Cancelled
 
     count = 0
-    say()
+    has_said = False
     until = time.monotonic() + 60
     while time.monotonic() < until:
         try:
+            if not has_said:
+                has_said = True
+                say()  # where what comes of it is caught
             while time.monotonic() < until:
                 time.sleep(0.01)
         except Cancelled:
