@@ -1084,6 +1084,22 @@ def test_a_flood_of_output_is_in_the_report_of_its_test(
 # -- the end of pytest -----------------------------------------------------------------------------------
 
 
+def outlived_by_nothing(command: list[str], folder: Path, output: Path) -> None:
+    """Runs a pytest there until its test is ready, kills it, and waits until nothing runs there."""
+    with (
+        output.open("wb") as written,
+        subprocess.Popen(
+            command, cwd=folder, stdout=written, stderr=written, start_new_session=True
+        ) as process,
+    ):
+        try:
+            until((folder / "ready").exists, "the test")
+            process.kill()
+            until(lambda: not running_in(folder), "the end of all", 10)
+        finally:
+            kill_session(process.pid)
+
+
 @pytest.mark.parametrize("how", [(), ("--spawn-isolate=module",), ("-n1",)])
 def test_nothing_outlives_a_pytest_that_is_killed(
     how: tuple[str, ...], pytester: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -1102,18 +1118,7 @@ def test_nothing_outlives_a_pytest_that_is_killed(
         """,
     )
     command = [sys.executable, "-m", "pytest", *PLAIN, "--spawn-timeout=50", "--spawn-leaks", *how]
-    with (
-        (tmp_path / "stderr").open("wb") as errors,
-        subprocess.Popen(
-            command, cwd=pytester.path, stdout=errors, stderr=errors, start_new_session=True
-        ) as process,
-    ):
-        try:
-            until((pytester.path / "ready").exists, "the test")
-            process.kill()
-            until(lambda: not running_in(pytester.path), "the end of all", 10)
-        finally:
-            kill_session(process.pid)
+    outlived_by_nothing(command, pytester.path, tmp_path / "stderr")
     until(lambda: not list((tmp_path / "temporary").glob("tractor-host-pytest-*")), "an empty folder")
     if how != ("--spawn-isolate=module",):
         assert "has ended during test_it.py::test_it\n" in (tmp_path / "stderr").read_text()
@@ -1139,18 +1144,7 @@ def test_nothing_of_a_session_within_a_test_outlives_the_outer_one(
         outer=f"import subprocess, sys; subprocess.run([sys.executable, '-m', 'pytest', *{options}, 'inner'])",
     )
     command = [sys.executable, "-m", "pytest", *options, "test_it.py"]
-    with (
-        (tmp_path / "output").open("wb") as output,
-        subprocess.Popen(
-            command, cwd=pytester.path, stdout=output, stderr=output, start_new_session=True
-        ) as process,
-    ):
-        try:
-            until((pytester.path / "ready").exists, "the test")
-            process.kill()
-            until(lambda: not running_in(pytester.path), "the end of all", 10)
-        finally:
-            kill_session(process.pid)
+    outlived_by_nothing(command, pytester.path, tmp_path / "output")
 
 
 @pytest.mark.parametrize("how", [(), ("--spawn-isolate=module",)])
