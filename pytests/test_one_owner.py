@@ -95,8 +95,8 @@ def test_it_sees_what_a_worker_runs_by_itself_too(process_backend: str) -> None:
         assert next(worker.ladder for worker in found if worker.backend == "subint").keys() >= {"destroy"}
         # It can be ended from here, and who waits for it is told.
         deepest = found[0]
-        assert deepest.kill().kind == "killed"
-        with pytest.raises(th.RemoteError, match="WorkerKilled"):
+        assert deepest.kill().kind in ("killed", "cancelled")  # as it hangs already, or is about to
+        with pytest.raises(th.RemoteError, match="WorkerKilled|WorkerCancelled"):
             top.result(timeout=PATIENCE)
     assert {worker.wait(timeout=PATIENCE).kind for worker in found[1:]} == {"raised"}
     assert th.workers() == []

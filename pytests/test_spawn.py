@@ -681,6 +681,52 @@ def test_a_script_without_a_guard_gets_a_clear_end_and_does_not_spawn_for_ever(
 
 
 @pytest.mark.outside
+@pytest.mark.parametrize(
+    "module",
+    ["tractor_host._child", "tractor_host._share", "asyncio.events", "multiprocessing.managers", "trio"],
+)
+def test_a_module_that_another_thread_is_importing_is_not_taken_for_whole(
+    module: str, program: Callable[..., Program]
+) -> None:
+    source = f"""
+        import importlib.machinery, sys, threading
+        import tractor_host as th
+
+        class Late(importlib.machinery.SourceFileLoader):
+            def exec_module(self, module):
+                begun.set()
+                go_on.wait(20)
+                super().exec_module(module)
+
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                if name != {module!r}:
+                    return None
+                found = importlib.machinery.PathFinder.find_spec(name, path, target)
+                found.loader = Late(name, found.origin)
+                return found
+
+        if __name__ == "__main__":
+            begun, go_on = threading.Event(), threading.Event()
+            assert {module!r} not in sys.modules
+            sys.meta_path.insert(0, Finder())
+            importing = threading.Thread(target=__import__, args=({module!r},))
+            importing.start()
+            assert begun.wait(20)
+            for backend in ("exec", "forkserver"):
+                assert th.spawn("math:sqrt", 16.0, backend=backend).result(timeout=20) == 4.0
+            assert vars(sys.modules[{module!r}]).keys() <= {{
+                "__name__", "__doc__", "__package__", "__loader__", "__spec__", "__file__", "__path__", "__cached__",
+            }}
+            go_on.set()
+            importing.join()
+            print("done")
+    """
+    ran = program(source).run()
+    assert (ran.stdout, ran.stderr) == ("done\n", "")
+
+
+@pytest.mark.outside
 def test_proxies_of_a_manager_are_at_home_in_a_worker(program: Callable[..., Program]) -> None:
     source = f"""
         import multiprocessing

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, final
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from tractor_host import _calls, _child, _native
 from tractor_host._calls import HELLO, RAISED, READY, SPEC, Datagram, Incomplete, Link, Message
 from tractor_host._errors import Cancelled
+from tractor_host._loaded import loaded
 from tractor_host._parcel import Packed, unpack
 from tractor_host._spawn import running_loop
 
@@ -289,7 +289,7 @@ class _Serving:
 
         It has waited for something else that was.
         """
-        asyncio = sys.modules.get("asyncio")
+        asyncio = loaded("asyncio")
         if asyncio is None or not isinstance(error, asyncio.CancelledError):
             return False
         task = asyncio.current_task()

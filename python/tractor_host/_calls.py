@@ -9,12 +9,12 @@ Workers load this too, so it imports nothing that it can do without.
 
 import _socket
 import struct
-import sys
 from posix import _exit, getpid
 from time import monotonic
 
 from tractor_host import _native
 from tractor_host._errors import Cancelled, add_note
+from tractor_host._loaded import loaded
 from tractor_host._parcel import Packed, opened, unpack
 
 TYPE_CHECKING = False
@@ -505,7 +505,7 @@ def unpacked(message: Message, mains: list[bytes | memoryview]) -> Any:
 
 def _is_cancelled() -> bool:
     """Whether the worker itself is to end, and not only somebody in it."""
-    child = sys.modules.get("tractor_host._child")
+    child = loaded("tractor_host._child")
     return child is None or bool(child.was_cancelled())
 
 

@@ -12,6 +12,7 @@ import copyreg
 import sys
 
 from tractor_host import _native
+from tractor_host._loaded import loaded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -213,9 +214,9 @@ def _reduce_view(view: memoryview) -> tuple[Any, ...]:
 
 def _of_proxies() -> Table:
     """For each type of `multiprocessing`'s proxies, where there are any."""
-    managers: Any = sys.modules.get("multiprocessing.managers")
+    managers: Any = loaded("multiprocessing.managers")
     found: Table = {}
-    todo = [managers.BaseProxy] if hasattr(managers, "BaseProxy") else []
+    todo = [] if managers is None else [managers.BaseProxy]
     while todo:
         proxy = todo.pop()
         found[proxy] = _reduce_proxy

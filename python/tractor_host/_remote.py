@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import _thread
 import pickle
-import sys
 import traceback
 from typing import Any, Final
 
 from tractor_host._errors import Cancelled, add_note
+from tractor_host._loaded import loaded
 from tractor_host._parcel import unpack
 
 _ATTRIBUTES: Final = BaseException.__dict__["__dict__"]
@@ -67,7 +67,7 @@ def dump(error: BaseException) -> bytes:
 
 def _is_for_us(error: BaseException) -> bool:
     """Whether it tells this thread to stop, and was not raised by what it has called."""
-    child = sys.modules.get("tractor_host._child")
+    child = loaded("tractor_host._child")
     is_worker = child is not None and child.main_thread is not None
     if isinstance(error, Cancelled) or is_worker:
         return isinstance(error, Cancelled | KeyboardInterrupt) and (

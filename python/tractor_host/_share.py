@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, Self, final
 
 from tractor_host import _native
+from tractor_host._loaded import loaded
 from tractor_host._parcel import Packed, mapped, unpack
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class Passing:
         """How to pickle what has descriptors."""
         found: Table = {Fd: self._fd, Shared: self._shared}
         # There are no sockets where nobody has loaded them.
-        if (module := sys.modules.get("socket")) is not None:
+        if (module := loaded("socket")) is not None:
             found[module.socket] = self._socket
         return found
 

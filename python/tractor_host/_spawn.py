@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal, final
 
 from tractor_host import _native
+from tractor_host._loaded import loaded
 from tractor_host._target import Source, Target, fs_text, main_module
 from tractor_host._worker import Worker, budget, finite
 
@@ -251,7 +252,7 @@ def _check_gil(gil: str) -> None:
 
 def _check_main_is_made() -> None:
     """As `_child`'s, which only a worker has loaded."""
-    child = sys.modules.get("tractor_host._child")
+    child = loaded("tractor_host._child")
     if child is not None:
         child.check_main_is_made()
 
@@ -512,9 +513,9 @@ def _command() -> list[str]:
 
 def running_loop() -> str | None:
     """What the calling thread runs in just now."""
-    if (asyncio := sys.modules.get("asyncio.events")) is not None and asyncio._get_running_loop() is not None:
+    if (asyncio := loaded("asyncio.events")) is not None and asyncio._get_running_loop() is not None:
         return "asyncio"
-    if (trio := sys.modules.get("trio")) is not None and trio.lowlevel.in_trio_run():
+    if (trio := loaded("trio")) is not None and trio.lowlevel.in_trio_run():
         return "trio"
     return None
 

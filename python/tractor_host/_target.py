@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, final
 
 from tractor_host._by_value import ByValue
 from tractor_host._errors import add_note
+from tractor_host._loaded import loaded
 from tractor_host._parcel import Packed
 
 if TYPE_CHECKING:
@@ -191,8 +192,8 @@ def _cloudpickled(function: Any) -> bytes | None:
 
 def _pack(value: object) -> tuple[Packed, Passing | None]:
     # Loaded by whoever has anything to pass.
-    share = sys.modules.get("tractor_host._share")
-    if share is None and "socket" in sys.modules:
+    share = loaded("tractor_host._share")
+    if share is None and loaded("socket") is not None:
         from tractor_host import _share as share
     if share is None:
         return Packed(value), None
@@ -231,8 +232,7 @@ def _blame(target: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> st
 def main_module() -> list[str] | None:
     """How a worker can make this program's `__main__` again: `[kind, value]`; `None` if it has no source
     that a worker could run."""
-    # Another thread may be importing that just now.
-    made_of: list[str] | None = getattr(sys.modules.get("tractor_host._child"), "made_of", None)
+    made_of: list[str] | None = getattr(loaded("tractor_host._child"), "made_of", None)
     if made_of is not None:
         return list(made_of)
     main = sys.modules["__main__"]

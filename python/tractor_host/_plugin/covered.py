@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tractor_host._loaded import loaded
+
 
 def begin(folder: str) -> None:
     """In a process that was just forked: keeps what is measured from now on in a file of its own."""
@@ -48,5 +50,5 @@ def collect(folder: str) -> None:
 
 def _current() -> Any:
     """The measurement that is under way, if there is one."""
-    module = sys.modules.get("coverage")
+    module = loaded("coverage")
     return None if module is None else module.Coverage.current()

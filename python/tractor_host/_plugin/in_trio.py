@@ -7,11 +7,12 @@ is private to trio: where it looks different, the exception rises where the thre
 from __future__ import annotations
 
 import contextlib
-import sys
 import warnings
 from collections.abc import Generator
 from types import FrameType
 from typing import Any
+
+from tractor_host._loaded import loaded
 
 
 def deliver(frame: FrameType | None, error: BaseException) -> bool:
@@ -63,4 +64,4 @@ def abandon(left: list[Generator[Any, Any, Any]]) -> None:
 
 
 def _module(name: str) -> Any:
-    return sys.modules.get(f"trio._core.{name}")
+    return loaded(f"trio._core.{name}")

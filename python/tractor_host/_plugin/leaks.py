@@ -14,7 +14,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
 import time
 from collections import Counter
@@ -25,6 +24,7 @@ from typing import Any, Final
 import pytest
 
 from tractor_host import _own, devx
+from tractor_host._loaded import loaded
 from tractor_host._plugin import tree
 from tractor_host._plugin.sites import Sites
 from tractor_host._plugin.watch import VARIABLE
@@ -321,17 +321,17 @@ def _start_of(pid: int) -> str:
 def _of_multiprocessing() -> tuple[set[Any], set[Any], set[Any]]:
     """The descriptors, processes and files of what multiprocessing starts once and keeps."""
     fds, pids, files = set(), set(), set()
-    if (module := sys.modules.get("multiprocessing.resource_tracker")) is not None:
+    if (module := loaded("multiprocessing.resource_tracker")) is not None:
         fds.add(module._resource_tracker._fd)
         pids.add(module._resource_tracker._pid)
-    if (module := sys.modules.get("multiprocessing.forkserver")) is not None:
+    if (module := loaded("multiprocessing.forkserver")) is not None:
         fds.add(module._forkserver._forkserver_alive_fd)
         pids.add(module._forkserver._forkserver_pid)
-    if (module := sys.modules.get("multiprocessing.heap")) is not None:
+    if (module := loaded("multiprocessing.heap")) is not None:
         # Its memory has a descriptor of that file, too.
         arenas = [f"/proc/self/fd/{arena.fd}" for arena in module.BufferWrapper._heap._arenas]
         files |= {os.readlink(arena) for arena in arenas if os.path.lexists(arena)}
-    if (module := sys.modules.get("multiprocessing.process")) is not None:
+    if (module := loaded("multiprocessing.process")) is not None:
         files.add(module.current_process()._config.get("tempdir"))
     return fds, pids, files
 
@@ -339,7 +339,7 @@ def _of_multiprocessing() -> tuple[set[Any], set[Any], set[Any]]:
 def _has_reusable_executor() -> bool:
     """Whether loky has one, or joblib's copy of it."""
     names = ("loky.reusable_executor", "joblib.externals.loky.reusable_executor")
-    return any(getattr(sys.modules.get(name), "_executor", None) is not None for name in names)
+    return any(getattr(loaded(name), "_executor", None) is not None for name in names)
 
 
 def _describe(thing: Thing) -> str:
