@@ -1280,3 +1280,29 @@ def close_calls_and_sleep() -> None:
             if found.type == socket.SOCK_SEQPACKET:
                 os.close(fd)
     time.sleep(FOR_EVER)
+
+
+# -- that log ----------------------------------------------------------------------------------------
+
+
+def log(*texts: str) -> None:
+    import logging
+
+    for text in texts:
+        logging.getLogger("targets.some").warning("said %s", text)
+    logging.getLogger("targets").debug("not this")
+
+
+def log_a_flood(count: int, told: str) -> None:
+    """Logs so many records of more than 1 KiB, then makes a file."""
+    import logging
+
+    for number in range(count):
+        logging.getLogger("targets.flood").info("%d %s", number, "x" * 1024)
+    with open(told, "w"):
+        pass
+
+
+def log_and_die() -> None:
+    log("this")
+    os._exit(3)

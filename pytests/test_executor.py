@@ -9,6 +9,7 @@ import dis
 import functools
 import gc
 import itertools
+import logging
 import operator
 import os
 import pickle
@@ -631,6 +632,74 @@ def test_workers_are_ended_while_a_callback_holds_the_thread_up(backend: str, tm
         assert not wait([*stuck, holds], PATIENCE).not_done
 
 
+# -- what workers log ------------------------------------------------------------------------------------------
+
+
+def test_what_workers_log_is_logged_here(backend: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    with th.Executor(1, backend, initializer=targets.log, initargs=("first",), log_level="INFO") as pool:
+        assert pool.submit(targets.log, "this").result(PATIENCE) is None
+        assert pool.submit(targets.log, "that", "more").result(PATIENCE) is None
+        (worker,) = pool.workers()
+    found = [record for record in caplog.records if record.name.startswith("targets")]
+    # What was logged before the answer has come before the answer.
+    assert [record.getMessage() for record in found] == ["said first", "said this", "said that", "said more"]
+    assert {record.__dict__["worker"] for record in found} == {worker.name}
+    assert {(record.levelname, record.__dict__["lost_before"]) for record in found} == {("WARNING", 0)}
+
+
+def test_what_a_worker_logs_before_its_death_is_not_lost(
+    process_backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with th.Executor(1, process_backend, log_level="INFO") as pool:
+        assert isinstance(pool.submit(targets.log_and_die).exception(PATIENCE), th.WorkerDied)
+        assert [record.getMessage() for record in caplog.records] == ["said this"]
+
+
+def test_records_that_find_no_room_are_counted(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    caplog.set_level("INFO")
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold_up(_: object) -> None:
+        entered.set()
+        leave.wait(PATIENCE)
+
+    with th.Executor(1, log_level="INFO") as pool:
+        first = pool.submit(targets.return_when_there, str(tmp_path / "sign"), 1)
+        floods = pool.submit(targets.log_a_flood, 3000, str(tmp_path / "told"))
+        first.add_done_callback(hold_up)
+        (tmp_path / "sign").touch()
+        assert entered.wait(PATIENCE)
+        until((tmp_path / "told").exists, "the end of a flood that nobody reads")
+        leave.set()
+        floods.result(PATIENCE)
+    *read, last = [(record.name, record.getMessage().split()[0], record) for record in caplog.records]
+    assert {name for name, *_ in read} == {"targets.flood"}
+    numbers = [int(number) for _, number, _ in read]
+    assert numbers == list(range(len(numbers)))
+    lost = 3000 - len(numbers)
+    assert 0 < lost < 3000
+    assert (last[0], last[2].__dict__["lost_before"]) == ("tractor_host", lost)
+    assert f"the last {lost} records" in last[2].getMessage()
+
+
+def test_a_handler_that_leaves_the_thread_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
+    def leave(record: object) -> bool:
+        sys.exit("from a filter")
+
+    caplog.set_level("INFO")
+    logger = logging.getLogger("targets.some")
+    logger.addFilter(leave)
+    try:
+        with th.Executor(1, log_level="INFO") as pool:
+            assert pool.submit(targets.log, "this").result(PATIENCE) is None
+            assert pool.submit(abs, -1).result(PATIENCE) == 1
+    finally:
+        logger.removeFilter(leave)
+    assert "SystemExit: from a filter" in caplog.text
+    caplog.clear()  # by its traceback, that keeps the pool
+
+
 # -- the end -----------------------------------------------------------------------------------------------------
 
 
@@ -942,6 +1011,7 @@ def test_waiting_for_too_long() -> None:
         ({"stdio": 3}, ValueError, "stdio must be 'inherit', 'null'"),
         ({"cwd": 3}, TypeError, "int"),
         ({"priority": "high"}, TypeError, "priority must be a number, not str"),
+        ({"log_level": "LOUD"}, ValueError, "log_level must be a level of logging's, not 'LOUD'"),
         ({"cpu_quota": float("nan")}, ValueError, "cpu_quota must be a finite number"),
         (
             {"initializer": abs, "initargs": (threading.Lock(),)},

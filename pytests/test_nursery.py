@@ -28,8 +28,7 @@ import helpers
 import tractor_host as th
 from conftest import Program
 from helpers import PATIENCE
-from tractor_host import _actor as acting_side
-from tractor_host import _aio, _calls
+from tractor_host import _aio, _calls, _logs
 from tractor_host._calls import Datagram, Link
 
 BACKENDS = ("subint", "forkserver", "subint_forkserver", "fork", "exec")
@@ -1360,7 +1359,7 @@ def test_a_record_that_can_not_be_taken_harms_nobody(
                 await portal.run(acting.log, "this")
             assert await portal.run(acting.add, 1, 1) == 2
 
-    monkeypatch.setattr(acting_side, "_content_of", lambda record: {"odd": acting.OnlyHere()})
+    monkeypatch.setattr(_logs, "_content_of", lambda record: {"odd": acting.OnlyHere()})
     run(loop, main)
     (record,) = [record for record in caplog.records if record.name == "tractor_host"]
     assert record.getMessage() == "a record of actor 'talker' could not be logged"

@@ -6,7 +6,6 @@ And what code that runs in one can ask for: who it is, and whether it is to stop
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, final
@@ -15,11 +14,10 @@ from tractor_host import _calls, _child, _native
 from tractor_host._calls import HELLO, RAISED, READY, SPEC, Datagram, Incomplete, Link, Message
 from tractor_host._errors import Cancelled
 from tractor_host._loaded import loaded
-from tractor_host._parcel import Packed, unpack
+from tractor_host._parcel import unpack
 from tractor_host._spawn import running_loop
 
 if TYPE_CHECKING:
-    import logging
     import socket
     from collections.abc import Callable
 
@@ -117,6 +115,7 @@ def serve_sync(socket: socket.socket) -> None:
     except BrokenPipeError, ConnectionResetError:
         return  # who has asked for it is gone
     finally:
+        _calls.finish_logs()
         link.close()
 
 
@@ -142,6 +141,7 @@ async def serve(socket: socket.socket) -> None:
     except BrokenPipeError, ConnectionResetError:
         return
     finally:
+        _calls.finish_logs()
         channel.close()
 
 
@@ -156,7 +156,9 @@ def _begin(link: Link, message: Message) -> Datagram:
         spec = unpack(message.content)
         _current = Actor(spec["name"], tuple(spec["path"]), spec["backend"], spec["runtime"], spec["budget"])
         if spec["log_level"] is not None:
-            _log_to(link, spec["log_level"])
+            from tractor_host import _logs
+
+            _logs.send_from_now_on(link, spec["log_level"])
         if spec["main"] is not None:
             _child.make_main(*spec["main"])
         for name in spec["modules"]:
@@ -346,76 +348,3 @@ async def _stream_out(generator: Any, stream: Stream) -> None:
 
 def _name_of(function: Any) -> str:
     return str(getattr(function, "__qualname__", None) or type(function).__qualname__)
-
-
-# -- what it has to tell ----------------------------------------------------------------------------------
-
-
-def _log_to(link: Link, level: int | str) -> None:
-    """Has all that is logged here told to whoever started the actor."""
-    import logging
-
-    #: So many records found no room since the last one that did.
-    lost = 0
-    lock = threading.Lock()
-    home = os.getpid()
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            nonlocal lost
-            if os.getpid() != home:
-                return
-            try:
-                content = _content_of(record)
-                with lock:
-                    content["lost_before"] = lost
-                    datagram = Datagram(_calls.LOG, 0, 0.0, Packed(content))
-                    try:
-                        datagram.send(link.socket, wait=False)
-                        lost = 0
-                    except BlockingIOError:
-                        lost += 1
-                    finally:
-                        datagram.close()
-            except OSError:
-                return  # nobody listens any more
-            except Exception:
-                self.handleError(record)
-
-    logging.root.handlers[:] = [Handler()]
-    logging.root.setLevel(level)
-
-
-def _content_of(record: logging.LogRecord) -> dict[str, Any]:
-    """A record without what can't be sent, or unpickled there: its text is made here."""
-    content: dict[Any, Any] = {_plain(key): _plain(value) for key, value in list(record.__dict__.items())}
-    try:
-        text = record.getMessage()
-    except Exception as error:
-        from tractor_host import _remote
-
-        text = f"{_plain(record.msg)} (its arguments do not fit: {_remote.summary(error)})"
-    content["message"] = content["msg"] = _plain(text)
-    content["args"] = None
-    if record.exc_info:
-        import logging
-
-        content["exc_text"] = logging.Formatter().formatException(record.exc_info)
-        content["exc_info"] = None
-    return content
-
-
-def _plain(value: object) -> str | int | float | bool | None:
-    """The value, if it is one of these and of no type of its own; else what it is of them, or its text."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    try:
-        return str.__str__(value if isinstance(value, str) else str(value))
-    except Exception as error:
-        from tractor_host import _remote
-
-        return f"<{type(value).__qualname__} that has no text: {_remote.summary(error)}>"

@@ -357,6 +357,7 @@ def serve(
     initializer: Callable[..., object] | None,
     initargs: tuple[Any, ...],
     memory_limit: int | None,
+    log_level: int | None,
 ) -> None:
     """A worker's target: carries out one call after the other, until there is nobody left to call."""
     if memory_limit is not None:
@@ -366,6 +367,10 @@ def serve(
         resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))
     link = Link(socket)
     try:
+        if log_level is not None:
+            from tractor_host import _logs
+
+            _logs.send_from_now_on(link, log_level)
         if initializer is not None:
             initializer(*initargs)
         link.send(READY, 0)
@@ -373,7 +378,14 @@ def serve(
             _import_what_refuses()
         serve_calls(link, once=True)
     finally:
+        finish_logs()
         link.close()
+
+
+def finish_logs() -> None:
+    """Has all told that there is to tell of what was logged here."""
+    if (logs := loaded("tractor_host._logs")) is not None:
+        logs.finish()
 
 
 def _import_what_refuses() -> None:

@@ -31,12 +31,13 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, InvalidStateError
+from concurrent.futures._base import LOGGER
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, final
 
 # `_share` is for `_target`, which would import it while a task is submitted: a Ctrl-C in the middle of that
 # can leave a lock of importlib's taken.
-from tractor_host import _calls, _native, _remote, _share  # noqa: F401
+from tractor_host import _calls, _logs, _native, _remote, _share  # noqa: F401
 from tractor_host._by_value import ByValue
 from tractor_host._child import check_main_is_made
 from tractor_host._errors import RemoteError, TaskTimeout, WorkerDied
@@ -101,6 +102,7 @@ class Executor(concurrent.futures.Executor):
         ladder: Mapping[str, float] | None = None,
         priority: float = 1.0,
         cpu_quota: float | None = None,
+        log_level: int | str | None = None,
     ) -> None:
         """Makes a pool. Its workers are started when they are needed.
 
@@ -127,6 +129,10 @@ class Executor(concurrent.futures.Executor):
             ladder: In the place of these two.
             priority: The weight of each worker.
             cpu_quota: At most this part of a processor for each.
+            log_level: What workers log from this level on is logged here, by the pool's thread and the logger
+                of the same name, with the attribute `worker`; the handlers there are replaced. Records that
+                find no room are lost, and counted in `lost_before` of the next one. By default nothing is
+                done.
 
         Raises:
             TypeError, ValueError: An argument can't be right; the text says which and why.
@@ -156,9 +162,11 @@ class Executor(concurrent.futures.Executor):
             "cancel_timeout": cancel_timeout, "kill_timeout": kill_timeout, "ladder": ladder,
             "priority": priority, "cpu_quota": cpu_quota,
         }  # fmt: skip
+        level = None if log_level is None else _logs.level_of(log_level)
+        serving = (*_sendable(initializer, tuple(initargs)), memory_limit, level)
         self._max_workers = max_workers
         self._pool = _Pool(
-            max_workers, name, (*_sendable(initializer, tuple(initargs)), memory_limit),
+            max_workers, name, serving,
             {key: value for key, value in options.items() if value is not None},
             max_tasks_per_child, finite("idle_timeout", idle_timeout),
         )  # fmt: skip
@@ -1131,12 +1139,12 @@ class _Pool:
             if task.begin():
                 _settle(task.future, error())
 
-    def _hear(self, slot: _Slot, poller: select.epoll) -> None:
-        """It has said something, or can't any more."""
+    def _hear(self, slot: _Slot, poller: select.epoll) -> bool:
+        """It has said something, or can't any more; whether there may be more of that."""
         try:
             message = slot.link.receive(wait=False)
         except BlockingIOError:
-            return
+            return False
         except ConnectionResetError:
             # It has ended without having read all that it was sent.
             slot.is_unread = True
@@ -1144,26 +1152,32 @@ class _Pool:
         except OSError as error:
             # Of this process's, which the worker has nothing to do with.
             self._answered(slot, error)
-            return
+            return isinstance(error, _calls.Incomplete)
         except ValueError as error:
             self._distrust(slot, str(error))
-            return
+            return False
         if message is None:
             self._forget(slot.link.fileno(), poller)
             if slot.end is None:
                 slot.end = "mute"
                 slot.deadline = _native.clock() + _LEAVE
                 self._withdraw(slot)
+            return False
+        if message.kind == _calls.LOG:
+            _take_record(message, slot.worker.name)
         elif message.kind == _calls.READY and not slot.ready:
-            self._stillborn = 0
-            slot.ready = True
-            self._free(slot)
+            if slot.end is None:  # else it was no use
+                self._stillborn = 0
+                slot.ready = True
+                self._free(slot)
         elif slot.task is None or message.number != slot.number:
             self._distrust(slot, "an answer that nobody has asked for")
+            return False
         elif message.kind == _calls.RAISED and _is_being_ended(slot):
-            return  # it is that which has raised something; its end says why
+            return True  # it is that which has raised something; its end says why
         else:
             self._answered(slot, message)
+        return True
 
     def _distrust(self, slot: _Slot, confusion: str) -> None:
         """It does not say what it should."""
@@ -1193,11 +1207,8 @@ class _Pool:
         self._take_in()  # perhaps somebody has ended it
         slot.end = slot.end or "dead"
         self._withdraw(slot)
-        while slot.task is not None and slot.link.fileno() in self._places:
-            before = slot.task
-            self._hear(slot, poller)  # what it said last
-            if slot.task is before:
-                break
+        while slot.link.fileno() in self._places and self._hear(slot, poller):
+            pass  # what it said last
         self._forget(slot.link.fileno(), poller)
         self._forget(slot.worker.fileno(), poller)
         slot.link.close()
@@ -1253,6 +1264,14 @@ def _is_being_ended(slot: _Slot) -> bool:
         return True
     found = slot.worker.exit
     return slot.worker.state == "killing" if found is None else found.rung is not None
+
+
+def _take_record(message: _calls.Message, worker: str) -> None:
+    try:
+        _logs.take(message, "worker", worker)
+    except BaseException:
+        # The pool's thread is not a handler's to end, by sys.exit() say.
+        LOGGER.exception("a handler has left the thread of a pool, which goes on")
 
 
 def _settle(future: Future[Any], error: BaseException) -> None:

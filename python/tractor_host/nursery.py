@@ -26,11 +26,11 @@ import anyio  # isort: skip
 import anyio.abc  # isort: skip
 import anyio.lowlevel  # isort: skip
 
-from tractor_host import _actor, _calls, _native, _remote
+from tractor_host import _actor, _calls, _logs, _native, _remote
 from tractor_host._calls import Datagram, Incomplete, Link, Message
 from tractor_host._child import check_main_is_made, is_async
 from tractor_host._errors import BootTimeout, RemoteError, WorkerError, WorkerKilled
-from tractor_host._parcel import Packed, unpack
+from tractor_host._parcel import Packed
 from tractor_host._spawn import check_options, has_our_main, resolve_backend, running_loop, spawn
 from tractor_host._target import call_of, main_module
 from tractor_host._worker import budget, death_of
@@ -184,21 +184,7 @@ class _Options:
             cpu_quota=self.cpu_quota,
         )
         if self.log_level is not None:
-            object.__setattr__(self, "log_level", _level(self.log_level))
-
-
-def _level(asked: int | str) -> int:
-    """A level of `logging`'s; one that has a name only here can be used there, too."""
-    import logging
-
-    if isinstance(asked, str):
-        level = logging.getLevelNamesMapping().get(asked)
-        if level is None:
-            raise ValueError(f"log_level must be a level of logging's, not {asked!r}")
-        return level
-    if isinstance(asked, bool) or not isinstance(asked, int):
-        raise TypeError(f"log_level must be an int or a str, not {type(asked).__name__}")
-    return int(asked)
+            object.__setattr__(self, "log_level", _logs.level_of(self.log_level))
 
 
 class Nursery:
@@ -913,7 +899,7 @@ class _Worker:
                 if (call := self._calls.get(number)) is not None and call.stream is not None:
                     call.stream.arrived(message)
             case _calls.LOG:
-                _log(message, self.name)
+                _logs.take(message, "actor", self.name)
             case kind:
                 raise ValueError(f"a message of kind {kind}, which is not expected from an actor")
 
@@ -1126,16 +1112,3 @@ class _Worker:
         if self._last_death is not None:
             return anew(self._last_death)
         return RuntimeError(f"actor {self.name!r} was never started")
-
-
-def _log(message: Message, actor: str) -> None:
-    import logging
-
-    try:
-        # One that has come from an actor of the actor's is that one's.
-        record = logging.makeLogRecord({"actor": actor, **unpack(message.content)})
-        logger = logging.getLogger(record.name)
-        if logger.isEnabledFor(record.levelno):
-            logger.handle(record)
-    except Exception:  # a filter's: the actor has nothing to do with that
-        logging.getLogger("tractor_host").exception("a record of actor %r could not be logged", actor)
