@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 60
 
 PROGRAM = """
+from collections.abc import AsyncGenerator
 from typing import assert_type
 
 import tractor_host as th
@@ -28,6 +29,15 @@ async def later(value: int) -> str:
     return str(value)
 
 
+async def talk(stream: th.Stream, value: int) -> None:
+    await stream.send(value)
+
+
+async def count(to: int) -> AsyncGenerator[int]:
+    for number in range(to):
+        yield number
+
+
 async def main() -> None:
     async with th.open_nursery() as nursery:
         portal = await nursery.start_actor("a")
@@ -36,12 +46,20 @@ async def main() -> None:
         assert_type(await (await nursery.run_in_actor(sync, 1)).result(), str)
         assert_type(await (await nursery.run_in_actor(later, 1)).result(), str)
 
+        async with portal.open_stream(talk, 1) as stream:
+            assert_type(stream, th.Stream)
+        async with portal.open_stream(count, to=1) as stream:
+            pass
+
         await portal.run(sync, "1")  # wrong
         await portal.run(later, "1")  # wrong
         await portal.run(later)  # wrong
         await nursery.run_in_actor(sync, "1")  # wrong
         await nursery.run_in_actor(later, 1, 2)  # wrong
         assert_type(await portal.run(sync, 1), int)  # wrong
+        portal.open_stream(talk, "1")  # wrong
+        portal.open_stream(count)  # wrong
+        portal.open_stream(sync, 1)  # wrong
 """
 
 

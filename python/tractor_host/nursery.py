@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast, final, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, Self, cast, final, overload
 
 from tractor_host._aio import Channel, Stream, anew, in_thread  # first: it says what is not installed
 
@@ -342,6 +342,20 @@ class Portal[T]:
         """
         call = await self._actor.begin(_calls.CALL, function, args, kwargs)
         return await self._actor.finish(call)
+
+    @overload
+    def open_stream[**P](
+        self,
+        function: Callable[Concatenate[Stream, P], Coroutine[Any, Any, object]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> contextlib.AbstractAsyncContextManager[Stream]: ...
+
+    @overload
+    def open_stream[**P](
+        self, function: Callable[P, AsyncGenerator[object]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> contextlib.AbstractAsyncContextManager[Stream]: ...
 
     @contextlib.asynccontextmanager
     async def open_stream(
