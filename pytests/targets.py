@@ -1282,6 +1282,15 @@ def close_calls_and_sleep() -> None:
     time.sleep(FOR_EVER)
 
 
+def be_late_below(backend: str) -> tuple[str, str, int]:
+    """What comes of a task that is late in a pool of this worker's own, and of the next one."""
+    import tractor_host as th
+
+    with th.Executor(1, backend, task_timeout=0.2, cancel_timeout=0.1) as pool:
+        error = pool.submit(sleep).exception(30)
+        return type(error).__name__, str(error).partition(",")[0], pool.submit(abs, -3).result(30)
+
+
 # -- that log ----------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,8 @@ import pytest
 from tractor_host import _calls, _native
 from tractor_host._calls import LARGE, MOST_PASSED, Incomplete, Link
 
+pytestmark = pytest.mark.outside
+
 CASES = 20_000
 HEAD = struct.Struct("=BBBBHxxQd")
 LOAN = struct.Struct("=QQ")

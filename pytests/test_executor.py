@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import ctypes
 import dis
 import functools
 import gc
@@ -35,6 +36,8 @@ import tractor_host as th
 from conftest import Program
 from helpers import PATIENCE, importable, until
 from tractor_host.executor import RemoteTraceback
+
+pytestmark = pytest.mark.outside
 
 
 def running(future: concurrent.futures.Future[Any], pool: th.Executor) -> th.Worker:
@@ -469,6 +472,39 @@ def test_a_task_that_takes_too_long(backend: str) -> None:
         assert list(pool.with_timeout(None).map(abs, [-1])) == [1]
 
 
+def test_each_task_has_its_time_limit_from_its_own_beginning(backend: str) -> None:
+    with th.Executor(1, backend, task_timeout=0.6, cancel_timeout=0.1) as pool:
+        pool.submit(targets.nothing).result(PATIENCE)
+        (worker,) = pool.workers()
+        begin = time.monotonic()
+        while time.monotonic() < begin + 1.0:  # for longer than any of them may take
+            pool.submit(targets.return_after, 0.05, 1).result(PATIENCE)
+        pool.with_timeout(PATIENCE).submit(targets.return_after, 0.7, 1).result(PATIENCE)
+        pool.with_timeout(None).submit(targets.return_after, 0.7, 1).result(PATIENCE)
+        assert pool.workers() == [worker]
+        # One that is shorter than the one that is being waited for.
+        late = pool.with_timeout(0.2).submit(targets.spin_and_swallow)
+        error = late.exception(PATIENCE)
+        assert isinstance(error, th.TaskTimeout)
+        assert "ran longer than its timeout of 0.2 s" in error.exit.cause
+
+
+def test_time_limits_hold_in_pools_of_workers(backend: str) -> None:
+    with th.Executor(1, backend) as pool:
+        told = pool.submit(targets.be_late_below, "forkserver").result(PATIENCE)
+    assert told == ("TaskTimeout", "targets:sleep took longer than 0.2 s", 3)
+
+
+def test_time_limits_hold_while_the_gil_is_held() -> None:
+    with th.Executor(1, task_timeout=0.2, cancel_timeout=0.1) as pool:
+        late = pool.submit(targets.sleep)
+        worker = running(late, pool)
+        ctypes.PyDLL(None).usleep(900_000)
+        assert isinstance(late.exception(PATIENCE), th.TaskTimeout)
+        # Counted by the supervisor, which has seen its end meanwhile.
+        assert worker.wait(PATIENCE).lifetime < 0.9
+
+
 @pytest.mark.parametrize("seconds", [30 * 86400.0, float("inf")])
 def test_limits_that_no_clock_of_the_kernel_reaches(seconds: float) -> None:
     with th.Executor(1, task_timeout=seconds, idle_timeout=seconds, cancel_timeout=0.1) as pool:
@@ -617,19 +653,23 @@ def test_workers_are_ended_while_a_callback_holds_the_thread_up(backend: str, tm
         entered.set()
         leave.wait(PATIENCE)
 
-    with th.Executor(3, backend, cancel_timeout=0.1) as pool:
+    with th.Executor(4, backend, cancel_timeout=0.1) as pool:
         stuck = [pool.submit(targets.sleep) for _ in range(2)]
         workers = [running(future, pool) for future in stuck]
+        late = pool.with_timeout(1.0).submit(targets.sleep)
+        workers.append(running(late, pool))
         holds = pool.submit(targets.return_when_there, str(tmp_path / "sign"), 1)
         holds.add_done_callback(hold_up)
         (tmp_path / "sign").touch()
         assert entered.wait(PATIENCE)
         assert stuck[0].cancel()
         assert workers[0].wait(PATIENCE).rung is not None
+        assert "its timeout of 1 s" in workers[2].wait(PATIENCE).cause
         threading.Thread(target=lambda: (workers[1].wait(PATIENCE), leave.set())).start()
         pool.kill_workers()
         assert isinstance(stuck[1].exception(PATIENCE), th.WorkerKilled)
-        assert not wait([*stuck, holds], PATIENCE).not_done
+        assert isinstance(late.exception(PATIENCE), th.TaskTimeout)
+        assert not wait([*stuck, late, holds], PATIENCE).not_done
 
 
 # -- what workers log ------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from tractor_host import _lending, _native
 from tractor_host._calls import CALL, LARGE, RETURNED, Datagram, Link
 from tractor_host._parcel import Packed, unpack
 
+pytestmark = pytest.mark.outside
+
 SIZE = 200_000
 
 

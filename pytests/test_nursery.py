@@ -31,6 +31,8 @@ from helpers import PATIENCE
 from tractor_host import _aio, _calls, _logs
 from tractor_host._calls import Datagram, Link
 
+pytestmark = pytest.mark.outside
+
 BACKENDS = ("subint", "forkserver", "subint_forkserver", "fork", "exec")
 LOOPS = ("trio", "asyncio")
 #: What workers would import otherwise, each for itself.

@@ -14,6 +14,8 @@ import tractor_host as th
 from conftest import PATIENCE
 from tractor_host._remote import _CAUSE, UnpicklableError
 
+pytestmark = pytest.mark.outside
+
 
 def error_of(target: Any, *args: Any, **options: Any) -> th.RemoteError:
     with pytest.raises(th.RemoteError) as caught:

@@ -24,6 +24,8 @@ from conftest import Program, pid_is_gone
 from helpers import PATIENCE, until
 from tractor_host import to_worker
 
+pytestmark = pytest.mark.outside
+
 LOOPS = ("trio", "asyncio")
 
 

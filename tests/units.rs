@@ -15,6 +15,7 @@ mod turn;
 
 #[path = "../src/supervise"]
 mod supervise {
+    mod limit;
     #[path = "scheduler/policy.rs"]
     mod policy;
 }

@@ -11,7 +11,7 @@ was interrupted in before he had sent it, the thread sends: it may come twice, a
 
 What the thread calls of the user's (done-callbacks, what unpickles results) can hold it up, and no exception
 of that ends it. So who cancels a task that runs, or kills the workers, has them ended himself: a turn is a
-worker's last one if he says so before the thread gives it the next.
+worker's last one if he says so before the thread gives it the next. Time limits are kept by the supervisor.
 """
 
 from __future__ import annotations
@@ -393,15 +393,14 @@ def _call_each[T](fn: Callable[..., T], chunk: Iterable[tuple[Any, ...]]) -> lis
 class _Task:
     """A call that somebody waits for."""
 
-    __slots__ = ("deadline", "future", "is_begun", "is_second", "main", "target", "timeout")
+    __slots__ = ("future", "is_begun", "is_second", "main", "target", "timeout")
 
     def __init__(
         self, future: Future[Any], timeout: float | None, target: Target, main: list[str] | None
     ) -> None:
         self.future = future
+        #: Seconds after which its worker is ended, unless it has answered.
         self.timeout = timeout
-        #: When its worker is to be ended, unless it has answered.
-        self.deadline: float | None = None
         #: Whether its future counts as running: a worker is being started for it.
         self.is_begun = False
         #: Whether it is sent for the second time: the first worker died before it had read it.
@@ -418,10 +417,6 @@ class _Task:
             except RuntimeError:  # somebody else has said so, or what has come of it
                 self.is_begun = not self.future.done()
         return self.is_begun
-
-    def start_clock(self) -> None:
-        """It is about to be sent."""
-        self.deadline = None if self.timeout is None else _native.clock() + self.timeout
 
 
 class _Turn:
@@ -626,7 +621,6 @@ class _Pool:
                     turn.is_sent = True
                 except Exception:
                     turn.is_late = True  # the thread finds out what is wrong
-                if timeout is not None or turn.is_late:
                     self._ring()
         except BaseException:  # a Ctrl-C, say: nobody will ask for it
             future.cancel()
@@ -658,7 +652,6 @@ class _Pool:
             # What the thread is to find in it. Nobody else knows the future yet.
             task.is_begun = True
             task.future.suppose(is_running=True)
-            task.start_clock()
             is_ours = turn.take(task)
             self._unlist(turn)
             if is_ours:
@@ -805,6 +798,8 @@ class _Pool:
             Exception: It can't be sent. But that it has died, the thread will hear.
         """
         slot = turn.slot
+        if task.timeout is not None:
+            _native.limit(slot.worker._key, task.timeout)
         try:
             if task.main is not None and not slot.has_main and not has_our_main(slot.worker.backend):
                 slot.link.send(_calls.MAIN, 0, Packed(task.main))
@@ -965,6 +960,9 @@ class _Pool:
         if closing.kill:
             for slot in self._slots.values():
                 if slot.end in (None, "leave", "mute"):
+                    if slot.task is not None and _is_late(slot, slot.task):
+                        slot.end = "timeout"
+                        continue
                     if slot.task is not None:
                         slot.task.future.claim()
                     else:
@@ -994,25 +992,17 @@ class _Pool:
                 self._free(turn.slot)
 
     def _watch(self, slot: _Slot, now: float) -> float | None:
-        """Ends who is late, and sees to it that it was called; when to look again."""
+        """Sees to it that it was called; when to look again."""
         turn, task = slot.turn, slot.task
-        if turn is None or task is None:
+        if turn is None or task is None or turn.is_sent or slot.end is not None:
             return None
-        if task.deadline is not None and task.deadline <= now:
-            task.deadline = None
-            if slot.end is None:
-                slot.end = "timeout" if task.future.claim() else "cancel"
-            _native.kill(slot.worker._key)
-        if turn.is_sent or slot.end is not None:
-            return task.deadline
         turn.seen = turn.seen or now
         if not turn.is_late and now < turn.seen + _GRACE:
-            soon = turn.seen + _GRACE
-            return soon if task.deadline is None else min(soon, task.deadline)
+            return turn.seen + _GRACE
         slot.is_unsure = slot.is_unsure or not turn.is_late
         if not self._begin(turn, task):
             self._free(slot)
-        return task.deadline
+        return None
 
     def _begin(self, turn: _Turn, task: _Task) -> bool:
         """Sends it; whether that went well."""
@@ -1047,7 +1037,6 @@ class _Pool:
                 slot.turn = turn
                 self._idle.append(turn)
                 return
-            task.start_clock()
             turn.take(task)
             slot.turn = turn
             if task.future.cancelled():
@@ -1057,8 +1046,9 @@ class _Pool:
 
     def _conclude(self, turn: _Turn) -> None:
         """Its worker can have another one, unless somebody ends it for this one."""
-        if not turn.may_follow():
-            slot = turn.slot
+        slot, task = turn.slot, turn.task
+        is_late = task is not None and _is_late(slot, task)
+        if not turn.may_follow() or is_late:
             slot.end = slot.end or "cancel"
             # It waits for a call, where a subinterpreter hears of no cancelling: it reads this.
             slot.link.socket.shutdown(socket.SHUT_WR)
@@ -1214,6 +1204,8 @@ class _Pool:
         slot.link.close()
         del self._slots[slot.worker.id]
         task, slot.turn = slot.task, None
+        if slot.end in ("dead", "mute") and task is not None and _is_late(slot, task):
+            slot.end = "timeout"
         if (
             task is not None and slot.is_unread and not slot.is_unsure
             and slot.end in ("dead", "mute") and not task.is_second
@@ -1256,6 +1248,11 @@ class _Pool:
         error = BrokenExecutor(f"{what}: {self._broken}")
         error.__cause__ = self._broken
         return error
+
+
+def _is_late(slot: _Slot, task: _Task) -> bool:
+    """Whether the supervisor ends its worker for it, or has; if not, it has no time limit any more."""
+    return task.timeout is not None and _native.limit(slot.worker._key, None)
 
 
 def _is_being_ended(slot: _Slot) -> bool:

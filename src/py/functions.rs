@@ -139,6 +139,20 @@ native!(KillDeaf, "kill_deaf", ("id"), waits: false,
     supervisor.kill_deaf(&*supervisor.worker(id(args)?)?);
     Ok(Value::NONE)
 });
+native!(Limit, "limit", ("id", "seconds"), waits: false,
+"Give a worker so many seconds (None: all that it wants), from now on and whatever it was given before: then it is \
+ ended, as by `kill`. Returns whether that has begun, for what it was given before.",
+|_, args| {
+    let supervisor = supervisor()?;
+    let bound = match json(args, 1)? {
+        Json::Null => None,
+        given => {
+            let given = given.as_f64().ok_or_else(|| Error::invalid("a limit must be a number of seconds"))?;
+            Some((seconds("a limit", given)?, given))
+        }
+    };
+    Ok(json!(supervisor.limit(&*supervisor.worker(id(args)?)?, bound)).into())
+});
 native!(Hold, "hold", ("id"), waits: false,
 "Count one more handle of a worker; returns what `info` does.",
 |_, args| {
@@ -492,7 +506,7 @@ native!(TerminalBack, "terminal_back", ("ticket"), waits: true,
 });
 native!(Clock, "clock", (), waits: false,
     "Seconds of a clock that stands still while somebody debugs; differences count.",
-    |_, _| Ok(json!(clock::seconds()).into()));
+    |_, _| Ok(json!(clock::now().as_secs_f64()).into()));
 native!(OwnsProcess, "owns_process", (), waits: false,
     "Whether this process ends when this interpreter does: it is the main one, or a worker's second.",
     |call, _| Ok((call.interpreter == 0 || context::current(call.interpreter).is_ok_and(|context| context.is_process())).into()));
@@ -513,6 +527,7 @@ pub(super) fn table() -> Table {
         .with::<Pause>()
         .with::<Kill>()
         .with::<KillDeaf>()
+        .with::<Limit>()
         .with::<Hold>()
         .with::<Release>()
         .with::<Workers>()

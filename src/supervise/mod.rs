@@ -24,6 +24,7 @@ pub mod exit;
 pub mod guard;
 mod house;
 pub mod ladder;
+mod limit;
 pub mod reactor;
 mod registry;
 mod scheduler;

@@ -27,6 +27,7 @@ use witness::Witness;
 use super::control::Control;
 use super::exit::{Exit, Kind, Seen};
 use super::ladder::{Climb, Reason, Rung};
+use super::limit::Look;
 use super::scheduler::policy::Terms;
 use super::supervisor::{Answer, Supervisor};
 use super::worker::{Owner, State, Worker};
@@ -40,7 +41,7 @@ use crate::sys::event::Slot;
 use crate::sys::kick;
 use crate::sys::lock::lock;
 use crate::sys::process::{Child, Status};
-use crate::sys::{fd, ledger, memfile, thread, tree};
+use crate::sys::{clock, fd, ledger, memfile, thread, tree};
 use crate::wire::message::{self, FromWorker, News, Report, ToWorker, Wish};
 
 /// An order to the reactor.
@@ -73,6 +74,8 @@ pub(super) enum Command {
     Terminal(u64, bool),
     /// End it.
     Kill(u64, Reason),
+    /// Look at the time limit of what it does just now.
+    Look(u64),
     /// Nobody looks after the control socket any more.
     Unattended,
     /// Leave.
@@ -132,6 +135,8 @@ struct Entry {
     still: bool,
     /// It is to end: it does not stand still, whoever wants that.
     freed: bool,
+    /// When to look at the time limit of what it does.
+    look_at: Option<Instant>,
 }
 
 impl Entry {
@@ -145,6 +150,8 @@ impl Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Alarm {
     Timeout,
+    /// The time limit of what it does just now is to be looked at.
+    Limit,
     Rung,
     /// The channel was closed some time ago.
     Silent,
@@ -294,6 +301,7 @@ impl Reactor {
                     self.read_channel(id);
                     self.kill(id, reason);
                 }
+                Command::Look(id) => self.look(id),
                 Command::Unattended => {
                     self.look_at_control(|epoll, socket, data, flags| {
                         epoll::modify(epoll, socket, data, flags)
@@ -364,6 +372,7 @@ impl Reactor {
             verdict: None,
             still: false,
             freed: false,
+            look_at: None,
         };
         if entry.is_run_here() {
             self.supervisor.report_made(&entry.worker);
@@ -692,6 +701,30 @@ impl Reactor {
         }
     }
 
+    /// Looks at the time limit of what it does just now, and says when to look again.
+    fn look(&mut self, id: u64) {
+        /// While the clock of time limits stands still, which nobody announces.
+        const SOON: Duration = Duration::from_millis(50);
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if let Some(before) = entry.look_at.take() {
+            self.alarms.remove(&(before, id, Alarm::Limit));
+        }
+        match entry.worker.limit(|limit| limit.look(clock::now())) {
+            Look::Idle => {}
+            Look::After(rest) => {
+                let rest = if clock::is_held() { rest.max(SOON) } else { rest };
+                let at = Instant::now() + rest;
+                entry.look_at = Some(at);
+                self.alarms.insert((at, id, Alarm::Limit));
+            }
+            Look::Strike(seconds) => {
+                // What it has said already decides where the ladder begins.
+                self.read_channel(id);
+                self.kill(id, Reason::TimedOut(seconds));
+            }
+        }
+    }
+
     /// Begins the ladder, once.
     fn climb(&mut self, id: u64, reason: Reason) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
@@ -1002,6 +1035,7 @@ impl Reactor {
                     let seconds = entry.worker.timeout.unwrap_or(0.0);
                     self.kill(id, Reason::TimedOut(seconds));
                 }
+                (Alarm::Limit, _) => self.look(id),
                 // An alarm of a rung that has been left behind has another time than the climb.
                 (Alarm::Rung, Some(climb)) if climb.until == at => {
                     let next = climb.next(&entry.worker.ladder, now);

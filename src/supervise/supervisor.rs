@@ -19,6 +19,7 @@ use super::exit::Kind;
 use super::guard;
 use super::house::Houses;
 use super::ladder::Reason;
+use super::limit::Set;
 use super::reactor::{Command, Reactor};
 use super::registry;
 use super::scheduler::Scheduler;
@@ -36,7 +37,7 @@ use crate::sys::event::{Event, Slot};
 use crate::sys::fork_local::ForkLocal;
 use crate::sys::kick::Kicker;
 use crate::sys::lock::{lock, lock_within};
-use crate::sys::{fd, ledger, oom, thread};
+use crate::sys::{clock, fd, ledger, oom, thread};
 use crate::wire::message::{FromWorker, Parent, Report};
 
 static SUPERVISOR: ForkLocal<Arc<Supervisor>> = ForkLocal::new();
@@ -249,6 +250,16 @@ impl Supervisor {
     /// Begins to end a worker that was asked to stop, in a way of the caller's own, and has not.
     pub fn kill_deaf(&self, worker: &Worker) {
         self.order(Command::Kill(worker.id, Reason::Deaf));
+    }
+
+    /// Gives what a worker does from now on so much time, and that in seconds, or all that it takes. Whether it is
+    /// being ended because it has overrun what it was given before.
+    pub fn limit(&self, worker: &Worker, bound: Option<(Duration, f64)>) -> bool {
+        let set = worker.limit(|limit| limit.set(clock::now(), bound));
+        if set == Set::Sooner {
+            self.order(Command::Look(worker.id));
+        }
+        set == Set::Struck
     }
 
     /// Begins to end a worker for a reason of the supervisor's own.

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::exit::{Exit, Kind};
 use super::ladder::Ladder;
+use super::limit::Limit;
 use super::scheduler::policy::Terms;
 use crate::error::{Error, Result};
 use crate::interp::door::Door;
@@ -99,6 +100,7 @@ pub struct Worker {
     pub(super) terms: Terms,
     ended: Event,
     shared: Mutex<Shared>,
+    limit: Mutex<Limit>,
 }
 
 #[derive(Debug)]
@@ -166,6 +168,7 @@ impl Worker {
             terms,
             ended: Event::new(),
             shared: Mutex::new(shared),
+            limit: Mutex::default(),
         }
     }
 
@@ -279,6 +282,11 @@ impl Worker {
         let mut shared = lock(&self.shared);
         shared.handles = shared.handles.saturating_sub(1);
         shared.handles == 0 && shared.state == State::Ended
+    }
+
+    /// Looks at the time limit of what it does just now, or sets that.
+    pub(super) fn limit<T>(&self, with: impl FnOnce(&mut Limit) -> T) -> T {
+        with(&mut lock(&self.limit))
     }
 
     /// Its state.

@@ -1,6 +1,7 @@
 //! A clock for time limits, which stands still while somebody debugs.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::time::ClockId;
 
@@ -20,19 +21,24 @@ pub fn hold(on: bool) {
     }
 }
 
+/// Whether it stands still.
+pub fn is_held() -> bool {
+    STOPPED.load(Ordering::Acquire) != 0
+}
+
 /// In the only thread of a fork's child: it is told by itself to hold.
 pub fn forget_in_child() {
     STOPPED.store(0, Ordering::Release);
 }
 
-/// Its seconds: differences count.
-pub fn seconds() -> f64 {
+/// Its time: differences count.
+pub fn now() -> Duration {
     let lost = LOST.load(Ordering::Acquire);
     let now = match STOPPED.load(Ordering::Acquire) {
         0 => monotonic(),
         since => since,
     };
-    std::time::Duration::from_nanos(now.saturating_sub(lost)).as_secs_f64()
+    Duration::from_nanos(now.saturating_sub(lost))
 }
 
 fn monotonic() -> u64 {
