@@ -462,6 +462,28 @@ if __name__ == "__main__":
     one.until("<late TaskTimeout(")
 
 
+def test_a_time_limit_goes_on_where_it_stood(at_terminal: Callable[..., AtTerminal], backend: str) -> None:
+    one = at_terminal(
+        """
+if __name__ == "__main__":
+    with th.Executor(2, backend=sys.argv[1], cancel_timeout=0.1, kill_timeout=1) as pool:
+        late = pool.with_timeout(2).submit(time.sleep, 60)
+        debugged = pool.submit(stop, 1)
+        assert debugged.result() == 2
+        begin = time.monotonic()
+        print(f"<late {late.exception()!r}>", flush=True)
+        print(f"<within {time.monotonic() - begin < 4}>", flush=True)
+""",
+        backend,
+    )
+    one.prompt()
+    one.type("import time; time.sleep(6)\n")
+    one.prompt()
+    one.type("c\n")
+    one.until("<late TaskTimeout(")
+    one.until("<within True>")
+
+
 def test_what_the_debugged_one_has_started_is_its_own_to_end(
     at_terminal: Callable[..., AtTerminal], process_backend: str
 ) -> None:

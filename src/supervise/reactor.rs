@@ -703,8 +703,6 @@ impl Reactor {
 
     /// Looks at the time limit of what it does just now, and says when to look again.
     fn look(&mut self, id: u64) {
-        /// While the clock of time limits stands still, which nobody announces.
-        const SOON: Duration = Duration::from_millis(50);
         let Some(entry) = self.entries.get_mut(&id) else { return };
         if let Some(before) = entry.look_at.take() {
             self.alarms.remove(&(before, id, Alarm::Limit));
@@ -712,7 +710,6 @@ impl Reactor {
         match entry.worker.limit(|limit| limit.look(clock::now())) {
             Look::Idle => {}
             Look::After(rest) => {
-                let rest = if clock::is_held() { rest.max(SOON) } else { rest };
                 let at = Instant::now() + rest;
                 entry.look_at = Some(at);
                 self.alarms.insert((at, id, Alarm::Limit));

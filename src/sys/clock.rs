@@ -21,11 +21,6 @@ pub fn hold(on: bool) {
     }
 }
 
-/// Whether it stands still.
-pub fn is_held() -> bool {
-    STOPPED.load(Ordering::Acquire) != 0
-}
-
 /// In the only thread of a fork's child: it is told by itself to hold.
 pub fn forget_in_child() {
     STOPPED.store(0, Ordering::Release);

@@ -287,11 +287,17 @@ impl Reactor {
         let (thaws, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.alarms)
             .into_iter()
             .chain(overdue)
+            .filter(|(.., alarm)| *alarm != Alarm::Limit)
             .partition(|(.., alarm)| *alarm == Alarm::Thaw);
         self.alarms.extend(thaws);
         self.alarms.extend(later.into_iter().map(|(at, id, alarm)| (at + lost, id, alarm)));
         for climb in self.entries.values_mut().filter_map(|entry| entry.climb.as_mut()) {
             climb.until += lost;
+        }
+        // By the clock, which has stood still: one can have been set meanwhile.
+        let limited = self.entries.values().filter(|entry| entry.look_at.is_some());
+        for id in limited.map(|entry| entry.worker.id).collect::<Vec<_>>() {
+            self.look(id);
         }
         for order in std::mem::take(&mut self.debugging.put_off) {
             match order {
@@ -307,8 +313,7 @@ impl Reactor {
 
     /// Whether an alarm that is due must wait; then it does.
     pub(super) fn put_off_alarm(&mut self, at: Instant, id: u64, alarm: Alarm) -> bool {
-        // A limit goes by the clock that stands still meanwhile.
-        let waits = self.is_held() && !matches!(alarm, Alarm::Thaw | Alarm::Limit);
+        let waits = self.is_held() && alarm != Alarm::Thaw;
         if waits {
             self.debugging.overdue.push((at, id, alarm));
         }
