@@ -53,6 +53,23 @@ def running(future: concurrent.futures.Future[Any], pool: th.Executor) -> th.Wor
     return worker
 
 
+def hold_up_the_thread(
+    pool: th.Executor, sign: Path
+) -> tuple[concurrent.futures.Future[Any], threading.Event]:
+    """Has the pool's thread be in a done-callback until the event is set; the future is of that."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold_up(_: object) -> None:
+        entered.set()
+        leave.wait(PATIENCE)
+
+    holds = pool.submit(targets.return_when_there, str(sign), 1)
+    holds.add_done_callback(hold_up)
+    sign.touch()
+    assert entered.wait(PATIENCE)
+    return holds, leave
+
+
 # -- calls ---------------------------------------------------------------------------------------------------
 
 
@@ -647,21 +664,12 @@ def test_a_thread_that_fails_leaves_nobody_waiting(is_unread: bool, monkeypatch:
 
 
 def test_workers_are_ended_while_a_callback_holds_the_thread_up(backend: str, tmp_path: Path) -> None:
-    entered, leave = threading.Event(), threading.Event()
-
-    def hold_up(_: object) -> None:
-        entered.set()
-        leave.wait(PATIENCE)
-
     with th.Executor(4, backend, cancel_timeout=0.1) as pool:
         stuck = [pool.submit(targets.sleep) for _ in range(2)]
         workers = [running(future, pool) for future in stuck]
         late = pool.with_timeout(1.0).submit(targets.sleep)
         workers.append(running(late, pool))
-        holds = pool.submit(targets.return_when_there, str(tmp_path / "sign"), 1)
-        holds.add_done_callback(hold_up)
-        (tmp_path / "sign").touch()
-        assert entered.wait(PATIENCE)
+        holds, leave = hold_up_the_thread(pool, tmp_path / "sign")
         assert stuck[0].cancel()
         assert workers[0].wait(PATIENCE).rung is not None
         assert "its timeout of 1 s" in workers[2].wait(PATIENCE).cause
@@ -698,18 +706,10 @@ def test_what_a_worker_logs_before_its_death_is_not_lost(
 
 def test_records_that_find_no_room_are_counted(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     caplog.set_level("INFO")
-    entered, leave = threading.Event(), threading.Event()
-
-    def hold_up(_: object) -> None:
-        entered.set()
-        leave.wait(PATIENCE)
-
     with th.Executor(1, log_level="INFO") as pool:
-        first = pool.submit(targets.return_when_there, str(tmp_path / "sign"), 1)
+        _, leave = hold_up_the_thread(pool, tmp_path / "sign")
+        # Sent from here, to the worker that the thread has freed before.
         floods = pool.submit(targets.log_a_flood, 3000, str(tmp_path / "told"))
-        first.add_done_callback(hold_up)
-        (tmp_path / "sign").touch()
-        assert entered.wait(PATIENCE)
         until((tmp_path / "told").exists, "the end of a flood that nobody reads")
         leave.set()
         floods.result(PATIENCE)

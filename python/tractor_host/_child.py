@@ -9,6 +9,7 @@ import sys
 
 from tractor_host import _native
 from tractor_host._errors import Cancelled
+from tractor_host._loaded import is_being_loaded
 from tractor_host._parcel import Packed, opened, unpack
 
 TYPE_CHECKING = False
@@ -208,7 +209,7 @@ def _begin_imports_anew(spawner: int) -> None:
     for name, lock in locks.items():
         if lock is None or lock.owner in (None, spawner):
             continue
-        if getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False):
+        if is_being_loaded(name):
             for module in [module for module in sys.modules if f"{module}.".startswith(f"{name}.")]:
                 del sys.modules[module]
 

@@ -14,8 +14,10 @@ def loaded(name: str) -> Any:
     Another thread may be at that just now; then `sys.modules` has a module that lacks most of itself, and
     nobody has made anything of it yet.
     """
-    module = sys.modules.get(name)
-    # As the import system sees it itself. A stand-in for a module need not have a specification.
-    if getattr(getattr(module, "__spec__", None), "_initializing", False):
-        return None
-    return module
+    return None if is_being_loaded(name) else sys.modules.get(name)
+
+
+def is_being_loaded(name: str) -> bool:
+    """Whether somebody is in the middle of that, as the import system sees it itself."""
+    # A stand-in for a module need not have a specification.
+    return getattr(getattr(sys.modules.get(name), "__spec__", None), "_initializing", False)
